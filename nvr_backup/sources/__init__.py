@@ -1,0 +1,1 @@
+"""Where clips come from: one module or folder per kind, each a `ports.ClipSource`."""

@@ -1,0 +1,1 @@
+"""Where objects go: one module or folder per kind, each a `ports.ClipStore`."""
