@@ -10,7 +10,7 @@ most one chunk being sent and one being filled, whatever the size of the clip.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,7 +85,7 @@ class Chunk:
 
 async def cut(
     pieces: AsyncIterable[bytes], *, begin: Progress, inspector: Inspector, chunk_size: int
-) -> AsyncIterator[Chunk]:
+) -> AsyncGenerator[Chunk]:
     """Read, check and hash `pieces` into chunks of `chunk_size` bytes; the last may be shorter.
 
     `begin` is the progress at the first piece and `inspector` must be in that state. A full chunk

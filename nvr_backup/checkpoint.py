@@ -1,0 +1,418 @@
+"""The checkpoint: the only queue and the only memory of this program, on one SQLite file.
+
+Rows are kept for ever; a clip that is recorded as stored is never uploaded again. An outcome is one
+transaction with `synchronous=FULL`: once `commit_stored` has returned, neither a crash nor a power
+cut can undo it. A claim names this process's opening of the database and is void at the next one,
+so a crash needs no clean-up. What must never happen here: a copy in two states, a key for two
+clips, a reach that moves before its clips are in the backlog.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+from nvr_backup.database import CheckpointError, Database, EngineLock, transaction
+from nvr_backup.model import Camera, StoredObject, UploadState, from_ms, to_ms
+from nvr_backup.planner import Addition, KnownClip, Plan
+from nvr_backup.rows import (
+    WATERMARKS,
+    Claim,
+    Keys,
+    Tally,
+    camera_row,
+    clip_row,
+    insert_copy,
+    note_attempt,
+    read_claim,
+)
+
+
+class Checkpoint:
+    """Every change of state of every clip. Opened by one engine at a time; see `open`."""
+
+    def __init__(self, database: Database, lock: EngineLock, opening: int) -> None:
+        self._database = database
+        self._lock = lock
+        self._opening = opening
+
+    @classmethod
+    async def open(cls, state_dir: Path, *, now: datetime) -> Self:
+        """Open, creating or migrating the database, as its only engine.
+
+        Raises EngineRunningError beside another engine, CheckpointError when the file cannot be
+        used, ConfigError when it belongs to a newer program.
+        """
+        lock = EngineLock(state_dir)
+        try:
+            await asyncio.to_thread(state_dir.mkdir, parents=True, exist_ok=True, mode=0o700)
+            lock.acquire()
+        except OSError as err:
+            raise CheckpointError(
+                f"The state folder {state_dir} cannot be used: {err.strerror}.",
+                hint="Set `state_dir` to a folder that the user of the service may write.",
+            ) from err
+        try:
+            database = Database(state_dir)
+        except BaseException:
+            lock.release()
+            raise
+
+        def begin(db: sqlite3.Connection) -> int:
+            with transaction(db, durable=True):
+                row = db.execute("INSERT INTO opening (opened_ms) VALUES (?)", (to_ms(now),))
+            assert row.lastrowid is not None  # noqa: S101 - an INSERT has one
+            return row.lastrowid
+
+        try:
+            return cls(database, lock, await database.run(begin))
+        except BaseException:
+            database.close()
+            lock.release()
+            raise
+
+    def close(self) -> None:
+        """Finish what was begun, close the file, release the lock."""
+        self._database.close()
+        self._lock.release()
+
+    # -- planning -----------------------------------------------------------------------------
+
+    async def reaches(self, camera: Camera) -> Mapping[str, datetime]:
+        """How far the camera's listings have reached, by store."""
+        sql = (
+            "SELECT store, listed_until_ms FROM reach JOIN camera ON camera.id = reach.camera"
+            " WHERE source = ? AND source_id = ?"
+        )
+        rows = await self._database.run(
+            lambda db: db.execute(sql, (camera.source, camera.id)).fetchall()
+        )
+        return {store: from_ms(until) for store, until in rows}
+
+    async def latest_start(self, camera: Camera) -> datetime | None:
+        """The start of the latest clip of the camera on record."""
+        sql = (
+            "SELECT max(start_ms) FROM clip WHERE camera ="
+            " (SELECT id FROM camera WHERE source = ? AND source_id = ?)"
+        )
+        row = await self._database.run(
+            lambda db: db.execute(sql, (camera.source, camera.id)).fetchone()
+        )
+        return None if row[0] is None else from_ms(row[0])
+
+    async def known(self, camera: Camera, first: datetime, last: datetime) -> list[KnownClip]:
+        """Clips of the camera on record whose start lies in [first, last]."""
+        sql = (
+            "SELECT clip.id, clip.source_id, clip.start_ms, clip.end_ms, group_concat(store, ' ')"
+            " FROM clip LEFT JOIN copy ON copy.clip = clip.id"
+            " WHERE clip.camera = (SELECT id FROM camera WHERE source = ? AND source_id = ?)"
+            " AND clip.start_ms BETWEEN ? AND ? GROUP BY clip.id"
+        )
+        rows = await self._database.run(
+            lambda db: db.execute(
+                sql, (camera.source, camera.id, to_ms(first), to_ms(last))
+            ).fetchall()
+        )
+        return [
+            KnownClip(
+                row=row,
+                id=source_id,
+                start=from_ms(start),
+                end=None if end is None else from_ms(end),
+                stores=frozenset((stores or "").split()),
+            )
+            for row, source_id, start, end, stores in rows
+        ]
+
+    async def apply(self, camera: Camera, plan: Plan, *, keys: Keys, now: datetime) -> int:
+        """Put a plan's clips into the backlog, in one transaction; returns the copies added."""
+
+        def work(db: sqlite3.Connection) -> int:
+            with transaction(db, durable=True):
+                row = camera_row(db, camera)
+                for new in plan.new_ids:
+                    db.execute(
+                        "UPDATE OR IGNORE clip SET source_id = ? WHERE id = ?", (new.id, new.row)
+                    )
+                return sum(self._add(db, row, addition, keys, now) for addition in plan.additions)
+
+        return await self._database.run(work)
+
+    def _add(
+        self, db: sqlite3.Connection, camera: int, addition: Addition, keys: Keys, now: datetime
+    ) -> int:
+        clip = addition.clip
+        row = clip_row(db, camera, clip, now)
+        moved: set[str] = set()
+        if addition.instead_of is not None:
+            # Copies that nobody has begun, or that were given up, become the longer version.
+            moved = {
+                store
+                for (store,) in db.execute(
+                    "UPDATE copy SET clip = ?1, state = 'waiting', attempts = 0, same_reason = 0,"
+                    " not_before_ms = 0, reason = NULL, finished_ms = NULL"
+                    " WHERE clip = ?2 AND state != 'stored' AND claim IS NOT ?3"
+                    " AND id NOT IN (SELECT copy FROM upload)"
+                    " AND store NOT IN (SELECT store FROM copy WHERE clip = ?1) RETURNING store",
+                    (row, addition.instead_of, self._opening),
+                )
+            }
+            db.execute(
+                "DELETE FROM clip WHERE id = ?1 AND NOT EXISTS"
+                " (SELECT 1 FROM copy WHERE clip = ?1)",
+                (addition.instead_of,),
+            )
+        for store in sorted(addition.stores - moved):
+            insert_copy(db, row, camera=camera, clip=clip, store=store, keys=keys)
+        return len(addition.stores)
+
+    async def advance(self, camera: Camera, reaches: Mapping[str, datetime]) -> None:
+        """Record how far the camera has been listed. Only after `apply` of what was listed."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=True):
+                row = camera_row(db, camera)
+                db.executemany(
+                    "INSERT INTO reach VALUES (?, ?, ?) ON CONFLICT (camera, store)"
+                    " DO UPDATE SET listed_until_ms = excluded.listed_until_ms",
+                    [(row, store, to_ms(until)) for store, until in reaches.items()],
+                )
+
+        await self._database.run(work)
+
+    async def last_cycle(self) -> datetime | None:
+        """When the latest cycle began."""
+        row = await self._database.run(
+            lambda db: db.execute("SELECT value FROM meta WHERE name = 'last_cycle_ms'").fetchone()
+        )
+        return None if row is None else from_ms(int(row[0]))
+
+    async def record_cycle(self, started: datetime) -> None:
+        """Remember that a cycle begins."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=False):
+                db.execute(
+                    "INSERT INTO meta VALUES ('last_cycle_ms', ?1)"
+                    " ON CONFLICT (name) DO UPDATE SET value = ?1",
+                    (str(to_ms(started)),),
+                )
+
+        await self._database.run(work)
+
+    # -- carrying -----------------------------------------------------------------------------
+
+    async def claim(
+        self,
+        *,
+        sources: Collection[str],
+        stores: Collection[str],
+        cameras: Callable[[Camera], bool],
+        busy: Mapping[tuple[str, str], int],
+        due: datetime | None,
+        skip: Collection[int] = (),
+    ) -> Claim | None:
+        """Claim the oldest due copy of the camera with the fewest claims; None if there is none.
+
+        Only copies from `sources` to `stores` of the `cameras` wanted count. `busy` tells how many
+        claims each (source, camera id) has now. `due` is the moment to compare `not_before` with;
+        None takes copies whether due or not, except those in `skip` (a cycle by hand tries each
+        once).
+        """
+
+        def work(db: sqlite3.Connection) -> Claim | None:
+            due_ms = to_ms(due) if due is not None else 1 << 62
+            best: tuple[int, int, int] | None = None
+            rows = db.execute("SELECT id, source, source_id, name FROM camera").fetchall()
+            for camera, source, source_id, name in rows:
+                if source not in sources or not cameras(Camera(source, source_id, name)):
+                    continue
+                load = busy.get((source, source_id), 0)
+                if best is not None and load > best[0]:
+                    continue
+                for store in stores:
+                    oldest = self._oldest(db, store, camera, due_ms, skip)
+                    if oldest is not None and (best is None or (load, *oldest) < best):
+                        best = (load, *oldest)
+            if best is None:
+                return None
+            with transaction(db, durable=False):
+                db.execute("UPDATE copy SET claim = ? WHERE id = ?", (self._opening, best[2]))
+            return read_claim(db, best[2])
+
+        return await self._database.run(work)
+
+    def _oldest(
+        self, db: sqlite3.Connection, store: str, camera: int, due_ms: int, skip: Collection[int]
+    ) -> tuple[int, int] | None:
+        """(start_ms, copy) of the oldest free copy."""
+        for copy, start in db.execute(
+            "SELECT id, start_ms FROM copy WHERE state = 'waiting' AND store = ? AND camera = ?"
+            " AND not_before_ms <= ? AND claim IS NOT ? ORDER BY start_ms, id",
+            (store, camera, due_ms, self._opening),
+        ):
+            if copy not in skip:
+                return start, copy
+        return None
+
+    async def next_due(
+        self, *, sources: Collection[str], stores: Collection[str]
+    ) -> datetime | None:
+        """The earliest `not_before` of the free waiting copies from `sources` to `stores`."""
+        sql = (
+            "SELECT min(not_before_ms) FROM copy JOIN camera ON camera.id = copy.camera"
+            " WHERE state = 'waiting' AND claim IS NOT ?"
+            " AND store IN (SELECT value FROM json_each(?))"
+            " AND source IN (SELECT value FROM json_each(?))"
+        )
+        names = (json.dumps(list(stores)), json.dumps(list(sources)))
+        row = await self._database.run(
+            lambda db: db.execute(sql, (self._opening, *names)).fetchone()
+        )
+        return None if row[0] is None else from_ms(row[0])
+
+    async def save_upload(self, copy: int, state: UploadState) -> None:
+        """Remember how far an upload is.
+
+        Its first and its finishing state reach the disk before this returns; a later one may be
+        lost in a power cut, which costs at most re-sending what came after the one before.
+        """
+        durable = state.offset == 0 or state.total is not None
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=durable):
+                db.execute(
+                    "INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        copy,
+                        state.session,
+                        state.key,
+                        state.content_type,
+                        to_ms(state.created_at),
+                        state.offset,
+                        state.crc32c,
+                        state.inspection,
+                        state.total,
+                        state.total_crc32c,
+                    ),
+                )
+
+        await self._database.run(work)
+
+    async def forget_upload(self, copy: int) -> None:
+        """The upload cannot be continued: the next attempt begins at byte 0."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=False):
+                db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
+
+        await self._database.run(work)
+
+    async def change_key(self, copy: int, keys: Iterator[str]) -> str:
+        """Give a copy the first free key of `keys`, and forget its upload; returns the key."""
+
+        def work(db: sqlite3.Connection) -> str:
+            with transaction(db, durable=True):
+                db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
+                for key in keys:
+                    try:
+                        db.execute("UPDATE copy SET object_key = ? WHERE id = ?", (key, copy))
+                    except sqlite3.IntegrityError:
+                        continue
+                    return key
+            raise CheckpointError(f"No free object key is left for copy {copy}.")
+
+        return await self._database.run(work)
+
+    # -- outcomes -----------------------------------------------------------------------------
+
+    async def commit_stored(
+        self, copy: int, stored: StoredObject, *, verified: bool, tally: Tally, now: datetime
+    ) -> None:
+        """The store confirmed the whole object. On the disk when this returns."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=True):
+                db.execute(
+                    "UPDATE copy SET state = 'stored', claim = NULL, reason = NULL, object_key = ?,"
+                    " finished_ms = ?, size = ?, crc32c = ?, generation = ?, verified = ?"
+                    " WHERE id = ?",
+                    (
+                        stored.key,
+                        to_ms(now),
+                        stored.size,
+                        stored.crc32c,
+                        stored.generation,
+                        verified,
+                        copy,
+                    ),
+                )
+                db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
+                note_attempt(db, copy, "stored", "", tally=tally, now=now)
+
+        await self._database.run(work)
+
+    async def release(self, copy: int) -> None:
+        """Back to the backlog as it was: the clip is not to blame (drain, blocked store)."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=False):
+                db.execute("UPDATE copy SET claim = NULL WHERE id = ?", (copy,))
+
+        await self._database.run(work)
+
+    async def put_off(
+        self, copy: int, reason: str, *, not_before: datetime, tally: Tally, now: datetime
+    ) -> None:
+        """Back to the backlog after a failure, not to be tried before `not_before`."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=True):
+                db.execute(
+                    "UPDATE copy SET claim = NULL, attempts = attempts + 1, not_before_ms = ?1,"
+                    " same_reason = CASE WHEN reason IS ?2 THEN same_reason + 1 ELSE 1 END,"
+                    " reason = ?2 WHERE id = ?3",
+                    (to_ms(not_before), reason, copy),
+                )
+                note_attempt(db, copy, "failed", reason, tally=tally, now=now)
+
+        await self._database.run(work)
+
+    async def set_aside(self, copy: int, reason: str, *, tally: Tally, now: datetime) -> None:
+        """Give a copy up, by name and reason, until someone asks for it again (`retry`)."""
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=True):
+                db.execute(
+                    "UPDATE copy SET state = 'set_aside', claim = NULL, attempts = attempts + 1,"
+                    " reason = ?, finished_ms = ? WHERE id = ?",
+                    (reason, to_ms(now), copy),
+                )
+                db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
+                note_attempt(db, copy, "set_aside", reason, tally=tally, now=now)
+
+        await self._database.run(work)
+
+    async def counts(self) -> dict[str, int]:
+        """Copies by state: waiting and set_aside (stored ones are too many to count each time)."""
+        sql = (
+            "SELECT (SELECT count(*) FROM copy WHERE state = 'waiting'),"
+            " (SELECT count(*) FROM copy WHERE state = 'set_aside')"
+        )
+        waiting, set_aside = await self._database.run(lambda db: db.execute(sql).fetchone())
+        return {"waiting": waiting, "set_aside": set_aside}
+
+    async def has_stored(self, store: str) -> bool:
+        """Whether any clip was ever stored there."""
+        sql = "SELECT 1 FROM copy WHERE store = ? AND state = 'stored' LIMIT 1"
+        return await self._database.run(lambda db: db.execute(sql, (store,)).fetchone()) is not None
+
+    async def watermarks(self) -> dict[tuple[str, str, str], datetime]:
+        """By (source, camera name, store): everything that ended before it is accounted for."""
+        rows = await self._database.run(lambda db: db.execute(WATERMARKS).fetchall())
+        return {(source, name, store): from_ms(mark) for source, name, store, mark in rows}

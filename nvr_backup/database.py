@@ -1,0 +1,193 @@
+"""The checkpoint's SQLite file: opened safely, migrated, locked to one engine, on one thread.
+
+This module knows files, schema versions and transactions and nothing about clips. It must never let
+two engines work on one database, never open a database of a newer program, and never wait for the
+disk on the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, TypeVar
+
+from nvr_backup.errors import ConfigError, NvrBackupError
+
+FILE_NAME: Final = "checkpoint.sqlite3"
+LOCK_NAME: Final = "engine.lock"
+
+MIGRATIONS: Final[tuple[str, ...]] = ("schema.sql",)
+"""Scripts in order: the database's `user_version` says how many of them it has seen."""
+
+BUSY_SECONDS: Final = 15.0
+"""How long one writer waits for another process's (`retry` beside a running daemon)."""
+
+T = TypeVar("T")
+
+
+class CheckpointError(NvrBackupError):
+    """The checkpoint cannot be read or written; nothing can be carried safely without it."""
+
+
+class EngineRunningError(NvrBackupError):
+    """Another engine (`run` or `once`) works on this state folder (exit 75)."""
+
+
+class EngineLock:
+    """Held while an engine works on a state folder; released by the kernel if the process dies."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._path = state_dir / LOCK_NAME
+        self._file = -1
+
+    def acquire(self) -> None:
+        """Take the lock; EngineRunningError names the process that holds it."""
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as err:
+            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(descriptor)
+            raise EngineRunningError(
+                f"Another nvr-backup (process {holder or 'unknown'}) works on {self._path.parent}.",
+                hint="To start a cycle in the running daemon, send it SIGUSR1: "
+                "`systemctl kill -s SIGUSR1 nvr-backup`, or `kill -USR1 "
+                f"{holder or 'PID'}`. To see what it does: `nvr-backup status`.",
+            ) from err
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        self._file = descriptor
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, else two processes could lock two different files."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+class Database:
+    """One connection, used only from one thread of its own.
+
+    `writable=False` serves the commands that look while a daemon works.
+    """
+
+    def __init__(self, state_dir: Path, *, writable: bool = True) -> None:
+        self.path = state_dir / FILE_NAME
+        self._closed = False
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        try:
+            self._connection = self._executor.submit(self._open, writable).result()
+        except BaseException:
+            self._executor.shutdown()
+            raise
+
+    def _open(self, writable: bool) -> sqlite3.Connection:
+        if not writable and not self.path.exists():
+            raise CheckpointError(
+                f"There is no checkpoint at {self.path} yet.",
+                hint="Run `nvr-backup once` or start the daemon first, or name the right "
+                "configuration with --config.",
+            )
+        try:
+            if writable:  # SQLite would create it with the umask's mode, and so its journal
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        except (OSError, sqlite3.Error) as err:
+            raise CheckpointError(
+                f"The checkpoint {self.path} cannot be opened: {err}.",
+                hint="Its folder (state_dir) must exist and belong to the user of the service.",
+            ) from err
+        try:
+            self._prepare(connection, writable)
+        except sqlite3.DatabaseError as err:
+            connection.close()
+            raise CheckpointError(
+                f"The checkpoint {self.path} cannot be used: {err}.",
+                hint="Move it aside, never delete it: it is the record of what is stored.",
+            ) from err
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection, writable: bool) -> None:
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            raise ConfigError(
+                f"The checkpoint {self.path} was written by a newer nvr-backup (schema {version}, "
+                f"this program knows {len(MIGRATIONS)}).",
+                hint="Install the newer version again; nothing was changed.",
+            )
+        if not writable:
+            connection.execute("PRAGMA query_only=1")
+            if version < len(MIGRATIONS):
+                raise CheckpointError(
+                    f"The checkpoint {self.path} has an older schema ({version}).",
+                    hint="Start the daemon, or run `nvr-backup once`: either migrates it.",
+                )
+            return
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA foreign_keys=ON")
+        for number in range(version, len(MIGRATIONS)):
+            script = files("nvr_backup").joinpath(MIGRATIONS[number]).read_text("utf-8")
+            connection.execute("PRAGMA synchronous=FULL")
+            # One transaction a step: a crash leaves the old schema or the new one.
+            connection.executescript(
+                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version={number + 1};\nCOMMIT;"
+            )
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work(connection)` in the database's thread.
+
+        Cancelling the caller does not interrupt the work: what was begun is finished.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._guarded, work)
+
+    def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return work(self._connection)
+        except sqlite3.OperationalError as err:
+            raise CheckpointError(
+                f"The checkpoint {self.path} cannot be read or written: {err}.",
+                hint="Look for a full or failing disk, then start the service again: "
+                "what was recorded is safe.",
+            ) from err
+
+    def close(self) -> None:
+        """Finish what was begun and close; short, and safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._executor.submit(self._connection.close).result()
+            self._executor.shutdown()
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, *, durable: bool) -> Iterator[None]:
+    """All or nothing. `durable`: on the disk when the block ends; else atomic, and durable soon.
+
+    In WAL mode `synchronous=NORMAL` can lose the latest transactions in a power cut, never their
+    order or the database's integrity (sqlite.org/pragma.html#pragma_synchronous).
+    """
+    connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    try:
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise

@@ -1,0 +1,375 @@
+"""The composition root: settings become sources, stores, checkpoint, scheduler and pool.
+
+It lists (a cycle), lets the pool carry, and takes over new settings while transfers go on. It must
+never let one source's trouble keep another from being listed, and never close anything that a
+transfer still uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TypeVar
+
+from structlog.typing import FilteringBoundLogger
+
+from nvr_backup.adapters import open_source, open_store
+from nvr_backup.checkpoint import Checkpoint
+from nvr_backup.clock import Clock
+from nvr_backup.connections import Connection
+from nvr_backup.errors import Blocked, Transient
+from nvr_backup.keys import candidates
+from nvr_backup.logs import Troubles
+from nvr_backup.model import Camera, Clip
+from nvr_backup.planner import Rules
+from nvr_backup.pool import Pool, Routes
+from nvr_backup.ports import ClipSource, ClipStore
+from nvr_backup.scheduler import Cron, Every, Rule, Scheduler
+from nvr_backup.settings import Schedule, Settings, SourceSettings, StoreSettings
+from nvr_backup.survey import Survey
+
+A = TypeVar("A")
+
+
+@dataclass(slots=True)
+class Cycle:
+    """What one cycle's listing found; `failures` are (part or camera, reason)."""
+
+    started: datetime
+    cameras: list[Camera] = field(default_factory=list)
+    listed: int = 0
+    planned: int = 0
+    ahead: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    additions: list[Clip] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What to list, and where to note what came of it."""
+
+    cycle: Cycle
+    since: datetime | None
+    wanted: Callable[[Camera], bool]
+    dry_run: bool
+
+
+class Engine:
+    """Everything that works on one state folder. Made by `open_engine`."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        group: asyncio.TaskGroup,
+        *,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        rng: random.Random,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.pool = Pool(checkpoint, self._routes, clock=clock, log=log, rng=rng)
+        self.sources: dict[str, Connection[ClipSource]] = {}
+        self.stores: dict[str, Connection[ClipStore]] = {}
+        self.scheduler: Scheduler | None = None
+        self._group = group
+        self._clock = clock
+        self._log = log
+        self._troubles = Troubles()
+        self._listed: Cycle | None = None
+        self._source_settings: dict[str, SourceSettings] = {}
+        self._store_settings: dict[str, tuple[StoreSettings, int]] = {}
+        self._watermarks: dict[tuple[str, str, str], datetime] = {}
+
+    # -- wiring -------------------------------------------------------------------------------
+
+    async def apply(self, settings: Settings) -> None:
+        """Take over settings: parts that did not change keep their connections."""
+        self.settings = settings
+        for name, new in settings.sources.items():
+            if self._source_settings.get(name) != new:
+                _retire(self.sources, name)
+                self.sources[name] = self._connect_source(name, new)
+        for name, store in settings.stores.items():
+            wanted = (store, settings.transfer.chunk_size)
+            if self._store_settings.get(name) != wanted:
+                _retire(self.stores, name)
+                used = await self.checkpoint.has_stored(name)
+                self.stores[name] = self._connect_store(name, *wanted, used_before=used)
+        for name in self.sources.keys() - settings.sources.keys():
+            _retire(self.sources, name)
+        for name in self.stores.keys() - settings.stores.keys():
+            _retire(self.stores, name)
+        self._source_settings = dict(settings.sources)
+        self._store_settings = {
+            name: (store, settings.transfer.chunk_size) for name, store in settings.stores.items()
+        }
+        if self.scheduler is not None:
+            self.scheduler.reschedule(_rule(settings.schedule))
+        self.pool.wake()
+
+    def _connect_source(self, name: str, settings: SourceSettings) -> Connection[ClipSource]:
+        connection: Connection[ClipSource] = Connection(
+            f"sources.{name}",
+            lambda: open_source(name, settings, self._clock),
+            lambda source: source.cameras(),
+            clock=self._clock,
+            log=self._log,
+            changed=self.pool.wake,
+        )
+        self._group.create_task(connection.live(), name=connection.part)
+        return connection
+
+    def _connect_store(
+        self, name: str, settings: StoreSettings, chunk_size: int, *, used_before: bool
+    ) -> Connection[ClipStore]:
+        connection: Connection[ClipStore] = Connection(
+            f"stores.{name}",
+            lambda: open_store(
+                name, settings, self._clock, chunk_size=chunk_size, used_before=used_before
+            ),
+            lambda store: store.probe(),
+            clock=self._clock,
+            log=self._log,
+            changed=self.pool.wake,
+        )
+        self._group.create_task(connection.live(), name=connection.part)
+        return connection
+
+    def _routes(self) -> Routes:
+        return Routes(
+            sources=self.sources,
+            stores=self.stores,
+            keys=self._keys,
+            chunk_size=self.settings.transfer.chunk_size,
+            workers=self.settings.transfer.workers,
+        )
+
+    def _keys(self, store: str, clip: Clip) -> Iterator[str]:
+        return candidates(self.settings.stores[store].key_template, clip)
+
+    def retire(self) -> None:
+        """Close every connection as soon as nothing uses it."""
+        for name in list(self.sources):
+            _retire(self.sources, name)
+        for name in list(self.stores):
+            _retire(self.stores, name)
+
+    # -- listing ------------------------------------------------------------------------------
+
+    async def list_all(
+        self,
+        *,
+        since: datetime | None = None,
+        wanted: Callable[[Camera], bool] = lambda _: True,
+        dry_run: bool = False,
+    ) -> Cycle:
+        """List every wanted camera of every source and plan what is new.
+
+        A source or camera that cannot be listed is a failure of the cycle, not an error.
+        """
+        cycle = Cycle(self._clock.now())
+        async with asyncio.TaskGroup() as group:
+            for name, source in list(self.sources.items()):
+                request = _Request(cycle, since, wanted, dry_run)
+                group.create_task(self._list_source(name, source, request), name=f"list {name}")
+        return cycle
+
+    async def _list_source(
+        self, name: str, connection: Connection[ClipSource], request: _Request
+    ) -> None:
+        cycle = request.cycle
+        if connection.blocked is not None:
+            cycle.failures.append((connection.part, connection.blocked.message))
+            return
+        with connection.lease():
+            source = await connection.adapter()
+            schedule = self.settings.schedule
+            survey = Survey(
+                source=source,
+                stores=self.settings.stores_of(name),
+                checkpoint=self.checkpoint,
+                rules=Rules(schedule.settle, schedule.lookback, schedule.backfill),
+                keys=self._keys,
+                dry_run=request.dry_run,
+            )
+            try:
+                cameras = [camera for camera in await source.cameras() if request.wanted(camera)]
+                cycle.cameras += cameras
+                for camera in cameras:
+                    await self._list_camera(cycle, survey, camera, request.since)
+            except Blocked as err:
+                connection.block(err)
+                cycle.failures.append((connection.part, str(err)))
+            except Transient as err:
+                self._troubles.failed(
+                    connection.part,
+                    self._log,
+                    "source not listed",
+                    part=connection.part,
+                    reason=err.message,
+                    hint=err.hint,
+                )
+                cycle.failures.append((connection.part, str(err)))
+            else:
+                self._troubles.recovered(
+                    connection.part, self._log, "source listed again", part=connection.part
+                )
+
+    async def _list_camera(
+        self, cycle: Cycle, survey: Survey, camera: Camera, since: datetime | None
+    ) -> None:
+        log = self._log.bind(source=camera.source, camera=camera.name)
+        trouble = f"{camera.source}/{camera.id}"
+        try:
+            found = await survey.camera(camera, now=self._clock.now(), since=since)
+        except Transient as err:
+            self._troubles.failed(
+                trouble, log, "camera not listed", reason=err.message, hint=err.hint
+            )
+            cycle.failures.append((f"camera {camera.name}", str(err)))
+            return
+        self._troubles.recovered(trouble, log, "camera listed again")
+        cycle.listed += found.listed
+        cycle.planned += found.planned
+        cycle.ahead += found.ahead
+        cycle.additions += found.additions
+        if found.ahead:
+            self._troubles.failed(
+                f"{trouble}/ahead",
+                log,
+                "clips from the future",
+                clips=found.ahead,
+                hint="Compare the clocks of the recorder and of this machine (NTP).",
+            )
+        else:
+            self._troubles.recovered(f"{trouble}/ahead", log, "clocks agree again")
+        if found.planned:
+            self.pool.wake()
+
+    # -- the daemon ---------------------------------------------------------------------------
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Cycle by the schedule and carry, until `stop` is set and the pool has drained."""
+        rule = _rule(self.settings.schedule)
+        self.scheduler = Scheduler(
+            rule,
+            self._clock,
+            await self.checkpoint.last_cycle(),
+            record=self.checkpoint.record_cycle,
+        )
+        if isinstance(rule, Every):
+            self.scheduler.trigger()  # a start may follow a repair or a new configuration
+        async with asyncio.TaskGroup() as group:
+            cycles = group.create_task(self.scheduler.run(self._cycle), name="scheduler")
+            await self.pool.run(stop, idle=self._idle)
+            cycles.cancel()
+
+    async def _cycle(self) -> None:
+        await self._conclude()  # the one before, if it never came to rest
+        self._log.info("cycle started")
+        cycle = await self.list_all()
+        self._log.info(
+            "cycle listed",
+            cameras=len(cycle.cameras),
+            clips=cycle.listed,
+            new=cycle.planned,
+            failures=len(cycle.failures),
+            **await self.checkpoint.counts(),
+        )
+        self._listed = cycle
+        self.pool.wake()
+
+    async def _idle(self) -> bool:
+        """The pool has nothing to do: the cycle is complete."""
+        await self._conclude()
+        return False
+
+    async def _conclude(self) -> None:
+        cycle, self._listed = self._listed, None
+        if cycle is None:
+            return
+        outcomes = self.pool.take_outcomes()
+        counts = await self.checkpoint.counts()
+        self._log.info(
+            "cycle finished",
+            seconds=round((self._clock.now() - cycle.started).total_seconds(), 1),
+            stored=outcomes.stored,
+            bytes=outcomes.stored_bytes,
+            failed=outcomes.failed,
+            **counts,
+        )
+        for (source, camera, store), mark in (await self.checkpoint.watermarks()).items():
+            if self._watermarks.get((source, camera, store)) != mark:
+                self._watermarks[source, camera, store] = mark
+                self._log.debug(
+                    "watermark",
+                    source=source,
+                    camera=camera,
+                    store=store,
+                    watermark=mark.isoformat(timespec="seconds"),
+                )
+
+    # -- one cycle by hand --------------------------------------------------------------------
+
+    async def once(
+        self,
+        stop: asyncio.Event,
+        *,
+        since: datetime | None = None,
+        wanted: Callable[[Camera], bool] = lambda _: True,
+    ) -> Cycle:
+        """One cycle: list, then try every waiting clip of the wanted cameras once."""
+        self.pool.cameras = wanted
+        listing = asyncio.Event()
+
+        async def idle() -> bool:
+            return listing.is_set()
+
+        async with asyncio.TaskGroup() as group:
+            carrying = group.create_task(self.pool.run(stop, idle=idle, patient=False))
+            await self.checkpoint.record_cycle(self._clock.now())
+            cycle = await self.list_all(since=since, wanted=wanted)
+            listing.set()
+            self.pool.wake()
+            await carrying
+        return cycle
+
+
+def _rule(schedule: Schedule) -> Rule:
+    if schedule.every is not None:
+        return Every(schedule.every)
+    if schedule.cron is None:
+        raise ValueError("a schedule has `every` or `cron`")
+    return Cron(schedule.cron, schedule.timezone)
+
+
+def _retire(connections: dict[str, Connection[A]], name: str) -> None:
+    connection = connections.pop(name, None)
+    if connection is not None:
+        connection.retire()
+
+
+@asynccontextmanager
+async def open_engine(
+    settings: Settings, *, clock: Clock, log: FilteringBoundLogger, rng: random.Random
+) -> AsyncIterator[Engine]:
+    """An engine on the settings' state folder, which it holds alone.
+
+    Raises EngineRunningError, CheckpointError or ConfigError. Errors of parts that live with it
+    reach the caller as an ExceptionGroup.
+    """
+    checkpoint = await Checkpoint.open(settings.state_dir, now=clock.now())
+    try:
+        async with asyncio.TaskGroup() as group:
+            engine = Engine(checkpoint, group, clock=clock, log=log, rng=rng)
+            await engine.apply(settings)
+            try:
+                yield engine
+            finally:
+                engine.retire()
+    finally:
+        checkpoint.close()

@@ -1,0 +1,327 @@
+"""The bounded worker pool: claims the oldest due clip, carries it, records the outcome.
+
+The one place that decides what an error means for a clip, and the one that logs it. A failing clip,
+camera, source or store never stops the others; nothing runs when nothing is due. Must never leave
+an outcome unrecorded: a transfer that ends without one belongs to a process that is ending, and its
+claim is void when the checkpoint is opened again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from structlog.typing import FilteringBoundLogger
+
+from nvr_backup.checkpoint import Checkpoint
+from nvr_backup.clock import Clock
+from nvr_backup.connections import Connection
+from nvr_backup.errors import Blocked, Suspect, Transient, Unfit
+from nvr_backup.keys import with_extension
+from nvr_backup.model import Camera, Clip, UploadState
+from nvr_backup.ports import ClipSource, ClipStore
+from nvr_backup.rows import Claim, Keys, Tally
+from nvr_backup.transfer import Activity, Carried, Drained, Transfer
+
+FIRST_DELAY: Final = timedelta(seconds=30)
+LONGEST_DELAY: Final = timedelta(hours=6)
+"""A failed clip waits 30 s, then twice as long each time, at most 6 h, give or take a fifth."""
+
+JITTER: Final = 0.2
+
+PATIENCE: Final = 10
+"""A body found not to be a whole video this often in a row, the same way, is set aside (≈ 8 h)."""
+
+REASONS_KEPT: Final = 1000
+"""Failures remembered by name for the summary of a cycle; all are in the checkpoint."""
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, slots=True)
+class Routes:
+    """The connections new transfers may use, by configured name."""
+
+    sources: Mapping[str, Connection[ClipSource]]
+    stores: Mapping[str, Connection[ClipStore]]
+    keys: Keys
+    chunk_size: int
+    workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A transfer in flight, for progress displays. `began` is monotonic seconds."""
+
+    claim: Claim
+    activity: Activity
+    began: float
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Counts since the last reset; `reasons` holds the latest failure of each copy."""
+
+    stored: int = 0
+    stored_bytes: int = 0
+    failed: int = 0
+    set_aside: int = 0
+    reasons: dict[int, tuple[Clip, str]] = field(default_factory=dict)
+
+
+class Pool:
+    """Carries the backlog. `routes` is asked at each claim: a reload applies to the next clip."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        routes: Callable[[], Routes],
+        *,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        rng: random.Random,
+    ) -> None:
+        self.running: dict[int, Running] = {}
+        self.outcomes = Outcomes()
+        self.cameras: Callable[[Camera], bool] = lambda _: True
+        self._checkpoint = checkpoint
+        self._routes = routes
+        self._clock = clock
+        self._log = log
+        self._rng = rng
+        self._stir = asyncio.Event()
+        self._tried: set[int] = set()
+
+    def take_outcomes(self) -> Outcomes:
+        """The counts since the last call; begins new ones."""
+        taken, self.outcomes = self.outcomes, Outcomes()
+        return taken
+
+    def wake(self) -> None:
+        """Something changed: new rows, a connection recovered, other limits."""
+        self._stir.set()
+
+    async def run(
+        self,
+        stop: asyncio.Event,
+        *,
+        idle: Callable[[], Awaitable[bool]],
+        patient: bool = True,
+    ) -> None:
+        """Carry clips until `stop` is set, finishing the chunks in flight; then return.
+
+        `idle` is asked whenever nothing is running and nothing can be claimed: True ends the pool.
+        With `patient=False` each copy is tried once, whether due or not.
+        """
+        stopping = asyncio.create_task(self._wake_on(stop), name="stop")
+        try:
+            async with asyncio.TaskGroup() as group:
+                while not stop.is_set():
+                    self._stir.clear()
+                    routes = self._routes()
+                    while len(self.running) < routes.workers and not stop.is_set():
+                        claim = await self._claim(routes, patient)
+                        if claim is None:
+                            break
+                        self._begin(group, claim, routes, stop)
+                    if not self.running and await idle():
+                        break
+                    await self._wait(routes, patient)
+        finally:
+            stopping.cancel()
+
+    async def _wake_on(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self.wake()
+
+    async def _wait(self, routes: Routes, patient: bool) -> None:
+        """Until something changes, or the next copy is due."""
+        due = None
+        if patient and len(self.running) < routes.workers:
+            due = await self._checkpoint.next_due(
+                sources=_open(routes.sources), stores=_open(routes.stores)
+            )
+        if due is None:
+            await self._stir.wait()
+            return
+        seconds = (due - self._clock.now()).total_seconds()
+        sleeping = asyncio.ensure_future(self._clock.sleep(max(1.0, min(seconds, 60.0))))
+        stirring = asyncio.ensure_future(self._stir.wait())
+        try:
+            await asyncio.wait({sleeping, stirring}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeping.cancel()
+            stirring.cancel()
+
+    async def _claim(self, routes: Routes, patient: bool) -> Claim | None:
+        busy = Counter(
+            (running.claim.clip.camera.source, running.claim.clip.camera.id)
+            for running in self.running.values()
+        )
+        return await self._checkpoint.claim(
+            sources=_open(routes.sources),
+            stores=_open(routes.stores),
+            cameras=self.cameras,
+            busy=busy,
+            due=self._clock.now() if patient else None,
+            skip=() if patient else self._tried,
+        )
+
+    def _begin(
+        self, group: asyncio.TaskGroup, claim: Claim, routes: Routes, stop: asyncio.Event
+    ) -> None:
+        source = routes.sources[claim.clip.camera.source]
+        store = routes.stores[claim.store]
+        running = Running(claim, Activity(), self._clock.monotonic())
+        self.running[claim.copy] = running
+        self._tried.add(claim.copy)
+        leases = ExitStack()
+        leases.enter_context(source.lease())
+        leases.enter_context(store.lease())
+
+        async def work() -> None:
+            with leases:
+                try:
+                    await self._carry(running, source, store, routes, stop)
+                finally:
+                    del self.running[claim.copy]
+                    self.wake()
+
+        group.create_task(work(), name=f"carry {claim.copy}")
+
+    async def _carry(
+        self,
+        running: Running,
+        source: Connection[ClipSource],
+        store: Connection[ClipStore],
+        routes: Routes,
+        stop: asyncio.Event,
+    ) -> None:
+        claim, activity = running.claim, running.activity
+        log = self._log.bind(
+            source=claim.clip.camera.source,
+            camera=claim.clip.camera.name,
+            clip=claim.clip.id,
+            store=claim.store,
+        )
+        log.info("clip started", key=claim.key, attempt=claim.attempts + 1)
+        transfer = Transfer(
+            clip=claim.clip,
+            key=claim.key,
+            source=await source.adapter(),
+            store=await store.adapter(),
+            store_name=claim.store,
+            ledger=_Row(self._checkpoint, claim, routes.keys),
+            activity=activity,
+            chunk_size=routes.chunk_size,
+            stop=stop,
+        )
+        try:
+            carried = await transfer.run(claim.upload)
+        except Drained:
+            await self._checkpoint.release(claim.copy)
+            log.info("clip paused", key=transfer.key, confirmed=activity.confirmed)
+        except Blocked as err:
+            (source if err.origin == source.part else store).block(err)
+            await self._checkpoint.release(claim.copy)
+            log.debug("clip waits", key=transfer.key, reason=err.message)
+        except (Unfit, Transient) as err:
+            await self._failed(running, err, log.bind(key=transfer.key))
+        else:
+            await self._stored(running, carried, log)
+
+    async def _stored(self, running: Running, carried: Carried, log: FilteringBoundLogger) -> None:
+        tally = self._tally(running)
+        await self._checkpoint.commit_stored(
+            running.claim.copy,
+            carried.stored,
+            verified=carried.verified,
+            tally=tally,
+            now=self._clock.now(),
+        )
+        self.outcomes.stored += 1
+        self.outcomes.stored_bytes += carried.stored.size
+        log.info(
+            "clip stored",
+            key=carried.stored.key,
+            bytes=carried.stored.size,
+            seconds=round(tally.seconds, 3),
+            mb_per_s=round(tally.received / 1e6 / max(tally.seconds, 1e-6), 2),
+            verified=carried.verified,
+        )
+
+    async def _failed(
+        self, running: Running, err: Unfit | Transient, log: FilteringBoundLogger
+    ) -> None:
+        claim = running.claim
+        now = self._clock.now()
+        tally = self._tally(running)
+        if len(self.outcomes.reasons) < REASONS_KEPT:
+            self.outcomes.reasons[claim.copy] = (claim.clip, str(err))
+        # `same_reason` counts earlier failures with this very text; it is 0 for a first one.
+        again = claim.same_reason + 1 if claim.reason == err.message else 1
+        if isinstance(err, Unfit) or (isinstance(err, Suspect) and again >= PATIENCE):
+            await self._checkpoint.set_aside(claim.copy, err.message, tally=tally, now=now)
+            self.outcomes.set_aside += 1
+            log.warning("clip set aside", reason=err.message, hint=err.hint, attempts=again)
+            return
+        delay = self._delay(claim.attempts, err.retry_after)
+        await self._checkpoint.put_off(
+            claim.copy, err.message, not_before=now + delay, tally=tally, now=now
+        )
+        self.outcomes.failed += 1
+        log.warning(
+            "clip failed",
+            reason=err.message,
+            hint=err.hint,
+            attempt=claim.attempts + 1,
+            retry_in_seconds=round(delay.total_seconds()),
+        )
+
+    def _delay(self, attempts: int, retry_after: float | None) -> timedelta:
+        """Doubling from FIRST_DELAY to LONGEST_DELAY with jitter; never before `retry_after`."""
+        doubled = FIRST_DELAY * 2 ** min(attempts, 20)
+        jitter = self._rng.uniform(1 - JITTER, 1 + JITTER)
+        delay: timedelta = min(doubled, LONGEST_DELAY) * jitter
+        asked = timedelta(seconds=min(retry_after or 0.0, LONGEST_DELAY.total_seconds()))
+        return max(delay, asked)
+
+    def _tally(self, running: Running) -> Tally:
+        return Tally(running.activity.received, self._clock.monotonic() - running.began)
+
+
+def _open(connections: Mapping[str, Connection[A]]) -> list[str]:
+    """Names of the connections that take new work."""
+    return [name for name, connection in connections.items() if connection.blocked is None]
+
+
+class _Row:
+    """The checkpoint as one transfer sees it (`transfer.Ledger`)."""
+
+    def __init__(self, checkpoint: Checkpoint, claim: Claim, keys: Keys) -> None:
+        self._checkpoint = checkpoint
+        self._claim = claim
+        self._keys = keys
+        self._used = {claim.key}
+
+    async def save_upload(self, state: UploadState) -> None:
+        await self._checkpoint.save_upload(self._claim.copy, state)
+
+    async def forget_upload(self) -> None:
+        await self._checkpoint.forget_upload(self._claim.copy)
+
+    async def another_key(self, extension: str) -> str:
+        wanted = (
+            with_extension(key, extension)
+            for key in self._keys(self._claim.store, self._claim.clip)
+        )
+        unused = (key for key in wanted if key not in self._used)
+        key = await self._checkpoint.change_key(self._claim.copy, unused)
+        self._used.add(key)
+        return key

@@ -1,0 +1,157 @@
+"""The checkpoint's rows, read and written one at a time, inside the caller's transaction.
+
+The statements that several of the checkpoint's operations share. Nothing here begins or ends a
+transaction or knows why it is called.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from nvr_backup.database import CheckpointError
+from nvr_backup.model import Camera, Clip, UploadState, from_ms, to_ms
+
+ATTEMPTS_KEPT: Final = 50
+"""Entries of a copy's history; older ones are dropped."""
+
+WATERMARKS: Final = (
+    "SELECT source, name, store, min(listed_until_ms, ifnull((SELECT start_ms FROM copy"
+    " WHERE copy.store = reach.store AND copy.camera = reach.camera AND state = 'waiting'"
+    " ORDER BY start_ms LIMIT 1), listed_until_ms)) FROM reach JOIN camera ON camera.id = camera"
+)
+"""(source, camera name, store, watermark): the reach, or the start of the oldest waiting copy."""
+
+Keys = Callable[[str, Clip], Iterator[str]]
+"""Object keys a clip may have in a store, in order of preference, all distinct."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's hold on one clip for one store. `copy` is the checkpoint's handle."""
+
+    copy: int
+    clip: Clip
+    store: str
+    key: str
+    attempts: int
+    same_reason: int
+    reason: str | None
+    upload: UploadState | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What an attempt cost: bytes received from the source, seconds."""
+
+    received: int
+    seconds: float
+
+
+def camera_row(db: sqlite3.Connection, camera: Camera) -> int:
+    """The camera's row, made or renamed if need be."""
+    row = db.execute(
+        "INSERT INTO camera (source, source_id, name) VALUES (?, ?, ?)"
+        " ON CONFLICT (source, source_id) DO UPDATE SET name = excluded.name RETURNING id",
+        (camera.source, camera.id, camera.name),
+    ).fetchone()
+    return int(row[0])
+
+
+def clip_row(db: sqlite3.Connection, camera: int, clip: Clip, now: datetime) -> int:
+    """The row of this very version of a clip, made if need be."""
+    end = None if clip.end is None else to_ms(clip.end)
+    identity = (camera, to_ms(clip.start), clip.id, -1 if end is None else end)
+    row = db.execute(
+        "SELECT id FROM clip"
+        " WHERE camera = ? AND start_ms = ? AND source_id = ? AND ifnull(end_ms, -1) = ?",
+        identity,
+    ).fetchone()
+    if row is not None:
+        return int(row[0])
+    inserted = db.execute(
+        "INSERT INTO clip (camera, source_id, start_ms, end_ms, camera_name, classes, listed_ms)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            camera,
+            clip.id,
+            to_ms(clip.start),
+            end,
+            clip.camera.name,
+            json.dumps(clip.classes),
+            to_ms(now),
+        ),
+    )
+    return int(inserted.lastrowid or 0)
+
+
+def insert_copy(
+    db: sqlite3.Connection, row: int, *, camera: int, clip: Clip, store: str, keys: Keys
+) -> None:
+    """Put a clip into a store's backlog under the first of its keys that is free."""
+    if db.execute("SELECT 1 FROM copy WHERE clip = ? AND store = ?", (row, store)).fetchone():
+        return
+    for key in keys(store, clip):
+        inserted = db.execute(
+            "INSERT INTO copy (clip, store, camera, start_ms, object_key) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (store, object_key) DO NOTHING",
+            (row, store, camera, to_ms(clip.start), key),
+        )
+        if inserted.rowcount:
+            return
+    raise CheckpointError(f"No free object key is left for the clip {clip.id!r} in {store}.")
+
+
+def read_claim(db: sqlite3.Connection, copy: int) -> Claim:
+    """All a worker needs to know of a copy."""
+    row = db.execute(
+        "SELECT copy.store, object_key, attempts, same_reason, reason, clip.source_id,"
+        " clip.start_ms, end_ms, camera_name, classes, camera.source, camera.source_id"
+        " FROM copy JOIN clip ON clip.id = copy.clip JOIN camera ON camera.id = clip.camera"
+        " WHERE copy.id = ?",
+        (copy,),
+    ).fetchone()
+    store, key, attempts, same, reason, clip_id, start, end, name, classes, source, camera_id = row
+    clip = Clip(
+        Camera(source, camera_id, name),
+        clip_id,
+        from_ms(start),
+        None if end is None else from_ms(end),
+        tuple(json.loads(classes)),
+    )
+    return Claim(copy, clip, store, key, attempts, same, reason, read_upload(db, copy))
+
+
+def read_upload(db: sqlite3.Connection, copy: int) -> UploadState | None:
+    """The state of a copy's unfinished upload."""
+    row = db.execute(
+        "SELECT session, object_key, content_type, created_ms, offset_bytes, crc32c, inspection,"
+        " total_bytes, total_crc32c FROM upload WHERE copy = ?",
+        (copy,),
+    ).fetchone()
+    if row is None:
+        return None
+    session, key, content_type, created, offset, crc, inspection, total, total_crc = row
+    return UploadState(
+        session, key, content_type, from_ms(created), offset, crc, inspection, total, total_crc
+    )
+
+
+def note_attempt(
+    db: sqlite3.Connection, copy: int, outcome: str, reason: str, *, tally: Tally, now: datetime
+) -> None:
+    """Add to a copy's history and drop what is older than the ATTEMPTS_KEPT latest."""
+    db.execute(
+        "INSERT INTO attempt (copy, at_ms, outcome, reason, bytes, seconds)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (copy, to_ms(now), outcome, reason, tally.received, tally.seconds),
+    )
+    db.execute(
+        "DELETE FROM attempt WHERE copy = ?1 AND id <="
+        " (SELECT id FROM attempt WHERE copy = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        (copy, ATTEMPTS_KEPT),
+    )

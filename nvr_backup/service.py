@@ -1,0 +1,123 @@
+"""The daemon on one page: start, signals, reload, drain.
+
+    start → engine.run ┬ SIGTERM, SIGINT: drain (chunks in flight are finished), then exit 0
+                       │  a second one: stop at once; what was in flight resumes next time
+                       ├ SIGHUP: read the configuration again; an invalid one changes nothing
+                       └ SIGUSR1: a cycle now
+
+Nothing here polls. A drain that the other side holds up ends after DRAIN_SECONDS, because every
+upload can be resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from nvr_backup import __version__
+from nvr_backup.clock import Clock
+from nvr_backup.engine import Engine, open_engine
+from nvr_backup.errors import ConfigError
+from nvr_backup.settings import Settings, changes
+
+DRAIN_SECONDS: Final = 60.0
+"""How long a drain may take; systemd's own limit (TimeoutStopSec) is to be longer."""
+
+
+class Service:
+    """One run of the daemon."""
+
+    def __init__(
+        self, load: Callable[[], Settings], *, clock: Clock, log: FilteringBoundLogger
+    ) -> None:
+        self._load = load
+        self._clock = clock
+        self._log = log
+        self._stop = asyncio.Event()
+        self._reload = asyncio.Event()
+        self._engine: Engine | None = None
+
+    async def run(self, settings: Settings) -> None:
+        """Work until a signal ends it; returns after a drain.
+
+        Raises what `open_engine` raises (errors of its parts within an ExceptionGroup).
+        """
+        main = asyncio.current_task()
+        assert main is not None  # noqa: S101 - we are a coroutine
+        self._log.info("starting", version=__version__, state_dir=str(settings.state_dir))
+        with self._signals(main):
+            async with open_engine(
+                settings, clock=self._clock, log=self._log, rng=random.SystemRandom()
+            ) as engine:
+                self._engine = engine
+                async with asyncio.TaskGroup() as group:
+                    reloading = group.create_task(self._reloads(engine), name="reload")
+                    draining = group.create_task(self._limit_drain(main), name="drain limit")
+                    await engine.run(self._stop)
+                    reloading.cancel()
+                    draining.cancel()
+        self._log.info("stopped")
+
+    @contextmanager
+    def _signals(self, main: asyncio.Task[None]) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+
+        def stop(name: str) -> None:
+            if self._stop.is_set():
+                self._log.warning("stopping at once", signal=name)
+                main.cancel()
+                return
+            running = len(self._engine.pool.running) if self._engine else 0
+            self._log.info("draining", signal=name, transfers=running)
+            self._stop.set()
+
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: lambda: stop("SIGTERM"),
+            signal.SIGINT: lambda: stop("SIGINT"),
+            signal.SIGHUP: self._reload.set,
+            signal.SIGUSR1: self._cycle_now,
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+    def _cycle_now(self) -> None:
+        if self._engine is not None and self._engine.scheduler is not None:
+            self._log.info("cycle asked for", signal="SIGUSR1")
+            self._engine.scheduler.trigger()
+
+    async def _limit_drain(self, main: asyncio.Task[None]) -> None:
+        await self._stop.wait()
+        await self._clock.sleep(DRAIN_SECONDS)
+        self._log.warning("drain took too long; transfers will resume", seconds=DRAIN_SECONDS)
+        main.cancel()
+
+    async def _reloads(self, engine: Engine) -> None:
+        while True:
+            await self._reload.wait()
+            self._reload.clear()
+            old = engine.settings
+            try:
+                new = await asyncio.to_thread(self._load)
+            except ConfigError as err:
+                self._log.error("reload refused, the old configuration stays", reason=str(err))
+                continue
+            for change in changes(old, new):
+                self._log.info("changed", key=change.path, old=change.old, new=change.new)
+            if new.state_dir != old.state_dir:
+                self._log.warning(
+                    "state_dir changes only with a restart", state_dir=str(new.state_dir)
+                )
+                new = new.model_copy(update={"state_dir": old.state_dir})
+            await engine.apply(new)
+            self._log.info("reloaded")
