@@ -313,10 +313,10 @@ class Checkpoint:
 
         await self._database.run(work)
 
-    async def change_key(self, copy: int, keys: Iterator[str]) -> str:
-        """Give a copy the first free key of `keys`, and forget its upload; returns the key."""
+    async def change_key(self, copy: int, keys: Iterator[str]) -> str | None:
+        """Give a copy the first free key of `keys` (None: there is none); forget its upload."""
 
-        def work(db: sqlite3.Connection) -> str:
+        def work(db: sqlite3.Connection) -> str | None:
             with transaction(db, durable=True):
                 db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
                 for key in keys:
@@ -325,7 +325,7 @@ class Checkpoint:
                     except sqlite3.IntegrityError:
                         continue
                     return key
-            raise CheckpointError(f"No free object key is left for copy {copy}.")
+            return None
 
         return await self._database.run(work)
 

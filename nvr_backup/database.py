@@ -148,10 +148,15 @@ class Database:
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work(connection)` in the database's thread.
 
-        Cancelling the caller does not interrupt the work: what was begun is finished.
+        Cancelling the caller does not stop the work: what was handed over is done, in order.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._guarded, work)
+        done = loop.run_in_executor(self._executor, self._guarded, work)
+        try:
+            return await asyncio.shield(done)
+        except asyncio.CancelledError:
+            done.add_done_callback(_seen)  # nobody is left to hear of an error
+            raise
 
     def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -169,6 +174,11 @@ class Database:
             self._closed = True
             self._executor.submit(self._connection.close).result()
             self._executor.shutdown()
+
+
+def _seen(done: asyncio.Future[T]) -> None:
+    if not done.cancelled():
+        done.exception()
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Engine:
         self._group = group
         self._clock = clock
         self._log = log
-        self._troubles = Troubles()
+        self._troubles = Troubles(clock)
         self._listed: Cycle | None = None
         self._source_settings: dict[str, SourceSettings] = {}
         self._store_settings: dict[str, tuple[StoreSettings, int]] = {}

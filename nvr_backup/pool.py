@@ -323,5 +323,10 @@ class _Row:
         )
         unused = (key for key in wanted if key not in self._used)
         key = await self._checkpoint.change_key(self._claim.copy, unused)
+        if key is None:
+            raise Unfit(
+                f"Every object key this clip could have in {self._claim.store} is taken.",
+                hint="Look who else writes there; give the store a prefix of its own.",
+            )
         self._used.add(key)
         return key

@@ -28,7 +28,7 @@ from contextlib import (
     contextmanager,
 )
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import google_crc32c
 
@@ -41,6 +41,9 @@ from nvr_backup.ports import ClipBody, ClipSource, ClipStore, Upload
 
 FRESH_STARTS: Final = 3
 """How often one attempt begins at byte 0 before the clip goes back to the backlog."""
+
+KEYS_TRIED: Final = 4
+"""How many foreign objects one attempt walks around before the clip is set aside."""
 
 
 class Drained(Exception):
@@ -100,19 +103,29 @@ class Transfer:
         for fresh_starts in range(FRESH_STARTS + 1):
             try:
                 with _blamed(f"sources.{self.clip.camera.source}"):
-                    return await self._attempt(resume)
+                    return await self._attempt_or_settle(resume)
             except StartOver:
                 await self.ledger.forget_upload()
-                resume = None
                 if fresh_starts == FRESH_STARTS:
                     raise
+            resume = None
+        raise AssertionError("the last fresh start returns or raises")
+
+    async def _attempt_or_settle(self, resume: UploadState | None) -> Carried:
+        for _ in range(KEYS_TRIED):
+            try:
+                return await self._attempt(resume)
             except _Taken as taken:
                 carried = await self._settle(taken)
                 if carried is not None:
                     return carried
                 self.key = await self.ledger.another_key(_extension(taken.key))
                 resume = None
-        raise StartOver(f"Every key tried for {self.clip.camera.name} was taken.")
+        raise Unfit(
+            f"{KEYS_TRIED} object keys in a row hold objects that are not this clip, "
+            f"the last one {self.key}.",
+            hint="Look who else writes there; give the store a prefix or key_template of its own.",
+        )
 
     async def _attempt(self, resume: UploadState | None) -> Carried:
         async with AsyncExitStack() as stack:
@@ -282,7 +295,7 @@ async def ahead(
     Raises Drained instead of yielding when `stop` is set, also while the source is silent.
     """
     reading: asyncio.Task[Chunk] | None = None
-    stopping = asyncio.create_task(stop.wait(), name="stop")
+    stopping: asyncio.Task[Any] = asyncio.create_task(stop.wait(), name="stop")
 
     async def prefetched() -> AsyncIterator[Chunk]:
         nonlocal reading
@@ -302,12 +315,12 @@ async def ahead(
     try:
         yield iterator
     finally:
-        stopping.cancel()
-        if reading is not None:
-            reading.cancel()
-            await asyncio.wait({reading})
-            if not reading.cancelled():
-                reading.exception()  # seen: the transfer is ending for another reason
+        ending: set[asyncio.Task[Any]] = {stopping} if reading is None else {stopping, reading}
+        for child in ending:
+            child.cancel()
+        await asyncio.wait(ending)
+        if reading is not None and not reading.cancelled():
+            reading.exception()  # seen: the transfer is ending for another reason
         await chunks.aclose()
 
 

@@ -1,0 +1,441 @@
+"""A clip's way, with a source and a store in memory and every fault between them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field, replace
+
+import google_crc32c
+import pytest
+
+from nvr_backup.errors import (
+    Blocked,
+    KeyTaken,
+    NvrBackupError,
+    StartOver,
+    Suspect,
+    Transient,
+    Unfit,
+)
+from nvr_backup.metadata import describe
+from nvr_backup.model import Clip, StoredObject, UploadState
+from nvr_backup.transfer import FRESH_STARTS, Activity, Carried, Drained, Transfer
+from tests.support.fakes import FakeSource, FakeStore, box, clip_at, mp4
+
+CHUNK = 4096
+
+
+def ebml(doc_type: bytes) -> bytes:
+    """A Matroska file with an empty segment."""
+    kind = b"\x42\x82" + bytes([0x80 | len(doc_type)]) + doc_type
+    head = b"\x1a\x45\xdf\xa3" + bytes([0x80 | len(kind)]) + kind
+    return head + b"\x18\x53\x80\x67\x88" + b"\xec\x86" + b"\0" * 6
+
+
+@dataclass
+class Row:
+    """The checkpoint's row of one copy, in memory."""
+
+    keys: list[str] = field(default_factory=lambda: ["second.mp4", "third.mp4", "fourth.mp4"])
+    upload: UploadState | None = None
+    saved: list[UploadState] = field(default_factory=list)
+    forgotten: int = 0
+
+    async def save_upload(self, state: UploadState) -> None:
+        self.upload = state
+        self.saved.append(state)
+
+    async def forget_upload(self) -> None:
+        self.upload = None
+        self.forgotten += 1
+
+    async def another_key(self, extension: str) -> str:
+        self.upload = None
+        return self.keys.pop(0).removesuffix(".mp4") + extension
+
+
+@dataclass
+class Way:
+    """One clip between a fake source and a fake store."""
+
+    size: int = 5 * CHUNK + 123
+    source: FakeSource = field(default_factory=FakeSource)
+    store: FakeStore = field(default_factory=FakeStore)
+    row: Row = field(default_factory=Row)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    activity: Activity = field(default_factory=Activity)
+    clip: Clip = field(default_factory=lambda: clip_at(0))
+
+    def __post_init__(self) -> None:
+        self.data = mp4(self.size)
+        self.source.add(self.clip, self.data)
+
+    def begin(self, key: str = "first.mp4") -> Transfer:
+        self.activity = Activity()
+        return Transfer(
+            clip=self.clip,
+            key=key,
+            source=self.source,
+            store=self.store,
+            store_name="nas",
+            ledger=self.row,
+            activity=self.activity,
+            chunk_size=CHUNK,
+            stop=self.stop,
+        )
+
+    async def run(self) -> Carried:
+        return await self.begin().run(self.row.upload)
+
+    def foreign(self, key: str, data: bytes = b"foreign", **metadata: str) -> StoredObject:
+        held = StoredObject(key, len(data), google_crc32c.value(data), "1", "x", metadata)
+        self.store.objects[key] = (held, data)
+        return held
+
+
+@pytest.fixture
+async def way() -> Way:
+    return Way()
+
+
+@pytest.mark.parametrize("size", [64, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 17])
+async def test_a_clip_of_any_size_arrives_whole_and_described(size: int) -> None:
+    way = Way(size)
+    carried = await way.run()
+    stored, data = way.store.objects["first.mp4"]
+    assert data == way.data
+    assert carried == Carried(stored, verified=True)
+    assert stored.content_type == "video/mp4"
+    assert stored.metadata == describe(way.clip)
+    assert way.source.opened == [(way.clip.id, 0)]
+    assert way.activity.received == way.activity.confirmed == way.activity.size == size
+    assert way.row.saved[-1].total == size
+    assert way.row.saved[-1].total_crc32c == google_crc32c.value(data)
+
+
+async def test_one_chunk_is_read_ahead_and_no_more() -> None:
+    way = Way(40 * CHUNK, source=FakeSource(piece=64))
+    transfer = asyncio.create_task(way.run())
+    most = 0
+    while not transfer.done():
+        most = max(most, way.activity.received - way.activity.confirmed)
+        await asyncio.sleep(0)
+    await transfer
+    assert CHUNK < most <= 2 * CHUNK + 64
+
+
+# -- the source's faults ---------------------------------------------------------------------------
+
+
+async def test_a_source_that_fails_half_way_is_resumed_where_the_store_is(way: Way) -> None:
+    way.source.faults.skip["piece"] = 13  # in the fourth chunk
+    way.source.faults.arm("piece", Transient("link lost"))
+    with pytest.raises(Transient, match="link lost") as caught:
+        await way.run()
+    assert caught.value.origin == "sources.home"
+    assert "first.mp4" not in way.store.objects
+    state = way.row.upload
+    assert state is not None
+    assert 0 < state.offset == len(way.store.sessions[state.session])
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == way.data
+    assert way.source.opened[-1] == (way.clip.id, state.offset)
+    assert way.store.received == way.size  # nothing was sent twice
+
+
+@pytest.mark.parametrize("broken", range(6))
+async def test_the_store_fails_at_any_chunk_and_the_clip_is_resumed(broken: int) -> None:
+    for step in ("send", "send-answer", "finish", "finish-answer"):
+        if broken >= (5 if step.startswith("send") else 1):
+            continue  # there are five full chunks and one end
+        way = Way()
+        way.store.faults.skip[step] = broken
+        way.store.faults.arm(step, Transient("503"))
+        with pytest.raises(Transient, match="503") as caught:
+            await way.run()
+        assert caught.value.origin == "stores.nas"
+        carried = await way.run()
+        assert way.store.objects == {"first.mp4": (carried.stored, way.data)}
+        assert way.store.received == way.size
+
+
+async def test_a_source_without_ranges_is_read_again_and_proves_to_be_the_same_stream() -> None:
+    way = Way(source=FakeSource(ranges=False, piece=700))
+    way.store.faults.arm("finish", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == way.data
+    assert way.source.opened == [(way.clip.id, 0), (way.clip.id, 0)]
+    assert way.store.received == way.size
+
+
+@pytest.mark.parametrize("change", ["other bytes", "shorter"])
+async def test_a_clip_that_changed_meanwhile_begins_anew(change: str) -> None:
+    way = Way(source=FakeSource(ranges=False))
+    way.store.faults.arm("finish", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    new = mp4(way.size, seed=5) if change == "other bytes" else mp4(2 * CHUNK)
+    way.source.add(way.clip, new)
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == new
+    assert way.store.sessions == {}
+
+
+async def test_a_range_of_a_changed_clip_is_caught_by_the_stores_checksum() -> None:
+    way = Way()
+    way.store.faults.arm("finish", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    way.source.add(way.clip, new := mp4(way.size, seed=5))
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == new
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html><body>Bad gateway</body></html>", "HTML"),
+        (b'{"error":"nope"}' * 10, "JSON"),
+        (mp4(3 * CHUNK)[:-20], "cut off|ends|moov"),
+        (mp4(3 * CHUNK)[: 2 * CHUNK], "cut off|ends|moov"),
+        (box(b"ftyp", b"isom\0\0\0\0isom") + box(b"mdat", b"x" * 100), "moov"),
+    ],
+)
+async def test_what_is_no_whole_video_is_never_stored(body: bytes, reason: str) -> None:
+    way = Way()
+    way.source.announce_size = False
+    way.source.add(way.clip, body)
+    with pytest.raises(Suspect, match=f"(?i){reason}") as first:
+        await way.run()
+    with pytest.raises(Suspect) as second:
+        await way.run()
+    assert way.store.objects == {}
+    assert way.store.sessions == {}  # nothing is left behind
+    assert way.row.upload is None
+    assert first.value.message == second.value.message  # patience counts equal findings
+    assert first.value.origin == "sources.home"
+
+
+async def test_a_body_that_is_not_as_long_as_announced_is_never_stored(way: Way) -> None:
+    way.source.recordings[way.clip.id].size = way.size + 1
+    with pytest.raises(Suspect, match=f"announced {way.size + 1} bytes and sent {way.size}"):
+        await way.run()
+    assert way.store.objects == {}
+
+
+async def test_a_source_that_skips_bytes_is_refused(way: Way) -> None:
+    class Skipping(FakeSource):
+        def open(self, clip: Clip, *, offset: int = 0):  # type: ignore[no-untyped-def]
+            return super().open(clip, offset=offset + 10)
+
+    way.source = Skipping()
+    way.source.add(way.clip, way.data)
+    with pytest.raises(StartOver, match="skipped 10 bytes"):
+        await way.run()
+    assert way.store.objects == {}
+
+
+async def test_a_clip_that_is_gone_is_unfit(way: Way) -> None:
+    way.source.remove(way.clip.id)
+    with pytest.raises(Unfit, match="gone"):
+        await way.run()
+
+
+@pytest.mark.parametrize(
+    ("body", "extension", "content_type"),
+    [
+        (ebml(b"webm"), ".webm", "video/webm"),
+        (ebml(b"matroska"), ".mkv", "video/x-matroska"),
+        ((b"G\0\0\x10" + b"\0" * 184) * 5, ".ts", "video/mp2t"),
+    ],
+)
+async def test_another_container_gets_its_own_extension_and_type(
+    way: Way, body: bytes, extension: str, content_type: str
+) -> None:
+    way.source.add(way.clip, body)
+    carried = await way.run()
+    assert carried.stored.key == f"second{extension}"
+    assert carried.stored.content_type == content_type
+
+
+# -- the store's faults ----------------------------------------------------------------------------
+
+
+async def test_a_lost_session_begins_anew_a_limited_number_of_times(way: Way) -> None:
+    way.store.faults.arm("send-answer", *[StartOver("410")] * (FRESH_STARTS + 1))
+    with pytest.raises(StartOver, match="410"):
+        await way.run()
+    assert way.store.faults.unused() == []
+    assert way.row.upload is None
+    way.store.faults.arm("send-answer", *[StartOver("410")] * FRESH_STARTS)
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == way.data
+
+
+async def test_an_answer_lost_at_the_end_is_recognised_at_the_next_attempt(way: Way) -> None:
+    way.store.faults.arm("finish-answer", Transient("connection lost"))
+    with pytest.raises(Transient):
+        await way.run()
+    way.source.opened.clear()
+    carried = await way.run()
+    assert carried.verified
+    assert carried.stored == way.store.objects["first.mp4"][0]
+    assert way.source.opened == []  # nothing was read again
+
+
+async def test_a_resumed_object_that_is_not_ours_begins_anew(way: Way) -> None:
+    way.store.faults.arm("finish-answer", Transient("connection lost"))
+    with pytest.raises(Transient):
+        await way.run()
+    assert way.row.upload is not None
+    way.row.upload = replace(way.row.upload, total_crc32c=1)
+    carried = await way.run()
+    # The object under the first key is proven to hold these very bytes only by its checksum.
+    assert carried.stored.key == "first.mp4"
+    assert len(way.store.objects) == 1
+
+
+async def test_a_foreign_object_is_left_alone_and_the_clip_gets_its_own_key(way: Way) -> None:
+    held = way.foreign("first.mp4")
+    way.foreign("second.mp4")
+    carried = await way.run()
+    assert carried.stored.key == "third.mp4"
+    assert way.store.objects["third.mp4"][1] == way.data
+    assert way.store.objects["first.mp4"] == (held, b"foreign")
+
+
+async def test_an_identical_object_counts_as_stored(way: Way) -> None:
+    held = way.foreign("first.mp4", way.data)
+    assert await way.run() == Carried(held, verified=True)
+    assert list(way.store.objects) == ["first.mp4"]
+
+
+async def test_a_key_taken_before_a_byte_was_sent_is_settled_by_metadata(way: Way) -> None:
+    way.store.faults.arm("send", KeyTaken("exists"))
+    held = way.foreign("first.mp4", way.data, **describe(way.clip))
+    assert await way.run() == Carried(held, verified=False)
+    other = Way()
+    other.store.faults.arm("send", KeyTaken("exists"))
+    other.foreign("first.mp4", other.data, **describe(clip_at(0, seconds=5)))
+    assert (await other.run()).stored.key == "second.mp4"
+
+
+async def test_without_permission_to_look_only_a_lost_answer_explains_the_object() -> None:
+    for maybe_ours, key in ((True, "first.mp4"), (False, "second.mp4")):
+        way = Way(store=FakeStore(may_stat=False))
+        way.foreign("first.mp4")
+        way.store.faults.arm("finish", KeyTaken("exists", maybe_ours=maybe_ours))
+        carried = await way.run()
+        assert carried.stored.key == key
+        assert carried.verified is not maybe_ours
+
+
+async def test_an_object_that_vanishes_while_we_look_begins_anew(way: Way) -> None:
+    way.store.faults.arm("send", KeyTaken("exists"))
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == way.data
+
+
+async def test_a_store_that_changes_what_it_stores_is_never_believed(way: Way) -> None:
+    class Lying(FakeStore):
+        async def stat(self, key: str) -> StoredObject | None:
+            return None
+
+    way.store = Lying()
+    real = google_crc32c.value
+
+    def lie(data: bytes) -> int:
+        return int(real(data)) ^ 1
+
+    google_crc32c.value = lie
+    try:
+        with pytest.raises(StartOver, match="differ"):
+            await way.run()
+    finally:
+        google_crc32c.value = real
+    assert way.store.objects == {}
+
+
+async def test_a_blocked_store_names_itself(way: Way) -> None:
+    for step in ("put", "send", "finish"):
+        way.store.faults.arm(step, Blocked("no bucket"))
+        with pytest.raises(Blocked) as caught:
+            await way.run()
+        assert caught.value.origin == "stores.nas", step
+    way.source.faults.arm("open", Blocked("wrong password"))
+    with pytest.raises(Blocked) as caught:
+        await way.run()
+    assert caught.value.origin == "sources.home"
+
+
+# -- stopping --------------------------------------------------------------------------------------
+
+
+async def test_a_stop_finishes_the_chunk_in_flight_and_resumes_later(way: Way) -> None:
+    transfer = asyncio.create_task(way.run())
+    while not way.activity.confirmed:
+        await asyncio.sleep(0)
+    way.stop.set()
+    with pytest.raises(Drained):
+        await transfer
+    state = way.row.upload
+    assert state is not None
+    assert state.offset == way.store.received  # what was sent is recorded
+    way.stop.clear()
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == way.data
+    assert way.store.received == way.size
+
+
+async def test_a_stop_does_not_wait_for_a_silent_source(way: Way) -> None:
+    way.source.silent_after = 2 * CHUNK + 10
+    transfer = asyncio.create_task(way.run())
+    while way.activity.confirmed < 2 * CHUNK:
+        await asyncio.sleep(0)
+    way.stop.set()
+    with pytest.raises(Drained):
+        await transfer
+    assert way.row.upload is not None
+    assert way.row.upload.offset == 2 * CHUNK
+
+
+async def test_cancellation_at_every_step_leaves_a_clip_that_can_be_carried() -> None:
+    """The transfer is cancelled after each number of turns of the loop, then carried again."""
+    turns = 0
+    while True:
+        way = Way(2 * CHUNK + 5)
+        transfer = asyncio.create_task(way.run())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        transfer.cancel()
+        try:
+            await transfer
+        except asyncio.CancelledError:
+            pass
+        else:
+            break  # it was done before
+        carried = await way.run()
+        assert way.store.objects == {"first.mp4": (carried.stored, way.data)}, turns
+        leftovers = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+        assert not leftovers, turns
+        turns += 1
+    assert turns > 20
+
+
+async def test_no_foreseen_error_is_swallowed(way: Way) -> None:
+    """Whatever the parts raise that is not foreseen ends the transfer as what it is: a bug."""
+
+    class Bug(Exception):
+        pass
+
+    def strike(step: str) -> None:
+        if step == "send":
+            raise Bug
+
+    way.store.faults.strike = strike  # type: ignore[method-assign]
+    with pytest.raises(Bug):
+        await way.run()
+    assert not issubclass(Bug, NvrBackupError)
