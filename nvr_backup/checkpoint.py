@@ -13,11 +13,12 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Self
 
-from nvr_backup.database import CheckpointError, Database, EngineLock, transaction
+from nvr_backup.database import FILE_NAME, CheckpointError, Database, EngineLock, transaction
 from nvr_backup.model import Camera, StoredObject, UploadState, from_ms, to_ms
 from nvr_backup.planner import Addition, KnownClip, Plan
 from nvr_backup.rows import (
@@ -75,6 +76,23 @@ class Checkpoint:
             database.close()
             lock.release()
             raise
+
+    @classmethod
+    async def peek(cls, state_dir: Path) -> Self:
+        """Open only to look, without the lock, beside an engine if there is one.
+
+        Nothing is written; where there is no database yet, an empty one in memory stands for it.
+        Raises CheckpointError or ConfigError like `open`.
+        """
+        database = await asyncio.to_thread(cls._to_look_at, state_dir)
+        return cls(database, EngineLock(state_dir), opening=0)
+
+    @staticmethod
+    def _to_look_at(state_dir: Path) -> Database:
+        with suppress(PermissionError):  # the Database says so
+            if not (state_dir / FILE_NAME).exists():
+                return Database(None)
+        return Database(state_dir, writable=False)
 
     def close(self) -> None:
         """Finish what was begun, close the file, release the lock."""

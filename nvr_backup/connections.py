@@ -1,7 +1,8 @@
 """A source or store in use: opened once, leased to transfers, closed when nobody needs it.
 
 A connection that is Blocked takes no new work; it is probed slowly until it works again: one
-warning when it blocks, one line when it recovers. Retiring a connection (a reload replaced it) lets
+warning when it blocks, one line when it recovers, also when the probe succeeds and the work then
+does not. Retiring a connection (a reload replaced it) lets
 transfers in flight finish on it. Must never close an adapter under a transfer, and never hammer a
 server that refuses us.
 """
@@ -49,6 +50,9 @@ class Connection(Generic[A]):
         self._changed = changed
         self._adapter: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._leases = 0
+        self._delay = FIRST_PROBE_SECONDS
+        self._on_trial = False  # probed well after a block, no work has succeeded since
+        self._relapsed = False  # blocked again while on trial: said once is enough
         self._retiring = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -73,9 +77,8 @@ class Connection(Generic[A]):
             raise
 
     async def _recover(self, adapter: A) -> None:
-        delay = FIRST_PROBE_SECONDS
         while self.blocked is not None:
-            await self._pause(delay)
+            await self._pause(self._delay)
             if self._retired:
                 return
             try:
@@ -86,7 +89,7 @@ class Connection(Generic[A]):
                 self._log.debug("still blocked", part=self.part, reason=str(err))
             else:
                 self._unblock()
-            delay = min(delay * 2, SLOWEST_PROBE_SECONDS)
+            self._delay = min(self._delay * 2, SLOWEST_PROBE_SECONDS)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but no longer than until the connection is retired."""
@@ -117,20 +120,38 @@ class Connection(Generic[A]):
             self._moved.set()
 
     def block(self, reason: Blocked) -> None:
-        """Take no new work until a probe succeeds. Warns once."""
+        """Take no new work until a probe succeeds. Warns once for each trouble."""
         if self.blocked is None:
-            self.blocked_since = self._clock.now()
-            self._log.warning("blocked", part=self.part, reason=reason.message, hint=reason.hint)
+            self._relapsed = self._on_trial
+            self.blocked_since = self.blocked_since or self._clock.now()
+            say = self._log.debug if self._relapsed else self._log.warning
+            say("blocked", part=self.part, reason=reason.message, hint=reason.hint)
             self._moved.set()
         self.blocked = reason
         self._changed()
 
+    def worked(self) -> None:
+        """Real work has succeeded: the trouble, if there was one, is over."""
+        if self._on_trial:
+            self._on_trial = False
+            self._delay = FIRST_PROBE_SECONDS
+            if self._relapsed:
+                self._say_recovered()
+            self._relapsed = False
+            self.blocked_since = None
+
     def _unblock(self) -> None:
-        assert self.blocked_since is not None  # noqa: S101 - set by block()
-        seconds = (self._clock.now() - self.blocked_since).total_seconds()
-        self.blocked = self.blocked_since = None
-        self._log.info("recovered", part=self.part, blocked_seconds=round(max(0.0, seconds)))
+        """A probe has succeeded: work may be tried again."""
+        self.blocked = None
+        self._on_trial = True
+        if not self._relapsed:
+            self._say_recovered()
         self._changed()
+
+    def _say_recovered(self) -> None:
+        since = self.blocked_since or self._clock.now()
+        seconds = max(0.0, (self._clock.now() - since).total_seconds())
+        self._log.info("recovered", part=self.part, blocked_seconds=round(seconds))
 
     def retire(self) -> None:
         """Take no more work; close as soon as the last transfer has ended."""

@@ -22,6 +22,7 @@ from nvr_backup.errors import ConfigError, NvrBackupError
 
 FILE_NAME: Final = "checkpoint.sqlite3"
 LOCK_NAME: Final = "engine.lock"
+IN_MEMORY: Final = Path(":memory:")
 
 MIGRATIONS: Final[tuple[str, ...]] = ("schema.sql",)
 """Scripts in order: the database's `user_version` says how many of them it has seen."""
@@ -75,11 +76,12 @@ class EngineLock:
 class Database:
     """One connection, used only from one thread of its own.
 
-    `writable=False` serves the commands that look while a daemon works.
+    `writable=False` serves the commands that look while a daemon works. Without a state folder the
+    database is empty, in memory, and gone when it is closed.
     """
 
-    def __init__(self, state_dir: Path, *, writable: bool = True) -> None:
-        self.path = state_dir / FILE_NAME
+    def __init__(self, state_dir: Path | None, *, writable: bool = True) -> None:
+        self.path = IN_MEMORY if state_dir is None else state_dir / FILE_NAME
         self._closed = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         try:
@@ -89,14 +91,15 @@ class Database:
             raise
 
     def _open(self, writable: bool) -> sqlite3.Connection:
-        if not writable and not self.path.exists():
-            raise CheckpointError(
-                f"There is no checkpoint at {self.path} yet.",
-                hint="Run `nvr-backup once` or start the daemon first, or name the right "
-                "configuration with --config.",
-            )
         try:
-            if writable:  # SQLite would create it with the umask's mode, and so its journal
+            if not writable and not self.path.exists():
+                raise CheckpointError(
+                    f"There is no checkpoint at {self.path} yet.",
+                    hint="Run `nvr-backup once` or start the daemon first, or name the right "
+                    "configuration with --config.",
+                )
+            if writable and self.path is not IN_MEMORY:
+                # SQLite would create it with the umask's mode, and so its journal.
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -104,7 +107,8 @@ class Database:
         except (OSError, sqlite3.Error) as err:
             raise CheckpointError(
                 f"The checkpoint {self.path} cannot be opened: {err}.",
-                hint="Its folder (state_dir) must exist and belong to the user of the service.",
+                hint="Its folder (state_dir) must exist and belong to the user of the service; "
+                "other users need sudo, or `sudo -u` that user.",
             ) from err
         try:
             self._prepare(connection, writable)

@@ -215,6 +215,7 @@ class Engine:
                 )
                 cycle.failures.append((connection.part, str(err)))
             else:
+                connection.worked()
                 self._troubles.recovered(
                     connection.part, self._log, "source listed again", part=connection.part
                 )
@@ -355,14 +356,23 @@ def _retire(connections: dict[str, Connection[A]], name: str) -> None:
 
 @asynccontextmanager
 async def open_engine(
-    settings: Settings, *, clock: Clock, log: FilteringBoundLogger, rng: random.Random
+    settings: Settings,
+    *,
+    clock: Clock,
+    log: FilteringBoundLogger,
+    rng: random.Random,
+    peek: bool = False,
 ) -> AsyncIterator[Engine]:
     """An engine on the settings' state folder, which it holds alone.
 
+    With `peek` it holds nothing and may only be asked to `list_all(dry_run=True)`.
     Raises EngineRunningError, CheckpointError or ConfigError. Errors of parts that live with it
     reach the caller as an ExceptionGroup.
     """
-    checkpoint = await Checkpoint.open(settings.state_dir, now=clock.now())
+    if peek:
+        checkpoint = await Checkpoint.peek(settings.state_dir)
+    else:
+        checkpoint = await Checkpoint.open(settings.state_dir, now=clock.now())
     try:
         async with asyncio.TaskGroup() as group:
             engine = Engine(checkpoint, group, clock=clock, log=log, rng=rng)

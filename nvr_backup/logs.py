@@ -26,7 +26,7 @@ import structlog
 from structlog.contextvars import merge_contextvars
 
 from nvr_backup.clock import Clock, SystemClock
-from nvr_backup.redaction import plain, redacted, visible
+from nvr_backup.redaction import plain, text
 
 Form = Literal["auto", "console", "json"]
 """How lines look. The journal's native entries take their place here and in `_renderer`: the
@@ -59,7 +59,8 @@ class _Pipeline:
         try:
             line = self._renderer(_entry(level, fields, when or self._clock.now()))
         except Exception as error:  # noqa: BLE001 - a log line must not end a backup
-            line = f"A log entry could not be written: {type(error).__name__}"
+            # Only a renderer of ours can get here: the fields are harmless by then.
+            line = f'{{"level": "error", "message": "an entry was lost: {type(error).__name__}"}}'
         self._write(line + "\n")
 
     def _write(self, line: str) -> None:
@@ -88,14 +89,14 @@ def _entry(level: str, fields: MutableMapping[str, Any], when: datetime) -> dict
     entry: dict[str, Any] = {
         "time": when.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "level": level,
-        "message": visible(redacted(str(message)), lines=True),
+        "message": text(message, lines=True),
     }
     trace = _traceback(error)
     for name, value in given.items():
-        own = visible(str(name))
+        own = text(name)
         entry[f"{own}_" if own in (*entry, "exception") else own] = plain(own, value)
     if trace:
-        entry["exception"] = visible(redacted(trace), lines=True)
+        entry["exception"] = text(trace, lines=True)
     return entry
 
 
@@ -132,13 +133,18 @@ class _Bridge(logging.Handler):
 
 
 def _json(entry: dict[str, Any]) -> str:
-    return json.dumps(entry, ensure_ascii=False, allow_nan=True, default=str)
+    return json.dumps(entry, ensure_ascii=False)
+
+
+def _ascii_json(entry: dict[str, Any]) -> str:
+    return json.dumps(entry, ensure_ascii=True)
 
 
 def _renderer(form: Form, stream: TextIO, environ: Mapping[str, str]) -> _Renderer:
     is_terminal = _is_terminal(stream)
     if form == "json" or (form == "auto" and not is_terminal):
-        return _json
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        return _json if encoding.lower().replace("-", "") == "utf8" else _ascii_json
     coloured = is_terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
     console = structlog.dev.ConsoleRenderer(
         colors=coloured,

@@ -234,6 +234,8 @@ class Pool:
         except (Unfit, Transient) as err:
             await self._failed(running, err, log.bind(key=transfer.key))
         else:
+            source.worked()
+            store.worked()
             await self._stored(running, carried, log)
 
     async def _stored(self, running: Running, carried: Carried, log: FilteringBoundLogger) -> None:

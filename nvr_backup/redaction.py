@@ -70,14 +70,12 @@ _SHAPES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
 )
 
 
-def redacted(text: str) -> str:
+def redacted(whole: str) -> str:
     """The text without anything that looks like a secret, cut to MAX_TEXT characters."""
-    whole = text
-    if len(text) > MAX_TEXT:
-        text = text[:MAX_TEXT]
+    kept = whole[:MAX_TEXT]
     for shape, replacement in _SHAPES:
-        text = shape.sub(replacement, text)
-    return text if len(whole) <= MAX_TEXT else f"{text}… ({len(whole)} characters)"
+        kept = shape.sub(replacement, kept)
+    return kept if len(whole) <= MAX_TEXT else f"{kept}… ({len(whole)} characters)"
 
 
 def is_secret_name(name: str) -> bool:
@@ -88,17 +86,17 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAMES.fullmatch(joined) is not None
 
 
-def visible(text: str, *, lines: bool = False) -> str:
+def visible(raw: str, *, lines: bool = False) -> str:
     """Control, format and undecodable characters as escapes: a camera's name cannot steer a
     terminal or fake a second log line. `lines` keeps line ends and tabs (tracebacks)."""
-    if text.isprintable():
-        return text
+    if raw.isprintable():
+        return raw
     kept = "\n\t" if lines else ""
     return "".join(
         character
         if character.isprintable() or character in kept
         else character.encode("unicode_escape", "surrogatepass").decode("ascii")
-        for character in text
+        for character in raw
     )
 
 
@@ -128,14 +126,22 @@ def _compound(value: object, depth: int) -> object:
     try:
         if depth < MAX_DEPTH and isinstance(value, Mapping):
             items = list(value.items())[:MAX_ITEMS]
-            return {_text(key): plain(_text(key), part, depth + 1) for key, part in items}
+            return {text(key): plain(text(key), part, depth + 1) for key, part in items}
         if depth < MAX_DEPTH and isinstance(value, (list, tuple, set, frozenset)):
             return [plain("", part, depth + 1) for part in list(value)[:MAX_ITEMS]]
-        return _text(value)
-    except Exception as error:  # noqa: BLE001 - a foreign __str__ or __iter__ may raise anything
-        return f"({type(value).__name__} cannot be shown: {type(error).__name__})"
+    except Exception as error:  # noqa: BLE001 - a foreign mapping may raise anything
+        return _unshowable(value, error)
+    return text(value)
 
 
-def _text(value: object) -> str:
-    shown = f"{type(value).__name__}: {value}" if isinstance(value, BaseException) else str(value)
-    return visible(redacted(shown))
+def text(value: object, *, lines: bool = False) -> str:
+    """Any value as harmless text; `lines` keeps its line ends. Never raises."""
+    try:
+        shown = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else str(value)
+    except Exception as error:  # noqa: BLE001 - a foreign __str__ may raise anything
+        return _unshowable(value, error)
+    return visible(redacted(shown), lines=lines)
+
+
+def _unshowable(value: object, error: Exception) -> str:
+    return f"({type(value).__name__} cannot be shown: {type(error).__name__})"

@@ -1,0 +1,500 @@
+"""Engine, pool, connections and surveys together: everything real but the two ends."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from nvr_backup.connections import FIRST_PROBE_SECONDS
+from nvr_backup.engine import Engine
+from nvr_backup.errors import Blocked, Transient, Unfit
+from nvr_backup.model import Camera, Clip
+from nvr_backup.pool import FIRST_DELAY, JITTER, LONGEST_DELAY, PATIENCE
+from tests.support.fakes import EPOCH, FakeSource, FakeStore, clip_at, mp4
+from tests.support.wired import Wired
+
+GARDEN = Camera("home", "garden", "Garden")
+HOUR = 3600.0
+KIB_300 = 300 * 1024  # two chunks
+
+
+@pytest.fixture
+def wired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Wired]:
+    wired = Wired(tmp_path, monkeypatch)
+    yield wired
+    for parts in (*wired.sources.values(), *wired.stores.values()):
+        assert parts.faults.unused() == []
+
+
+def fill(wired: Wired, clips: int = 5, camera: Camera | None = None, size: int = 500) -> None:
+    """Clips from 22:00 of a day on whose midnight the tests begin, within the lookback."""
+    for number in range(clips):
+        clip = clip_at(1330 + number, camera=camera or clip_at(0).camera)
+        wired.source.add(clip, mp4(size, seed=number + 1))
+
+
+def stored_exactly(store: FakeStore, source: FakeSource) -> bool:
+    """Every recording is in the store once, byte for byte."""
+    held = sorted(data for _, data in store.objects.values())
+    return held == sorted(item.data for item in source.recordings.values())
+
+
+def states(wired: Wired) -> list[str]:
+    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+        return [row[0] for row in db.execute("SELECT state FROM copy ORDER BY start_ms")]
+
+
+async def once(engine: Engine) -> None:
+    await engine.once(asyncio.Event())
+
+
+# -- one cycle -------------------------------------------------------------------------------------
+
+
+async def test_once_carries_everything_and_again_nothing(wired: Wired) -> None:
+    fill(wired, 7)
+    fill(wired, 3, GARDEN, size=KIB_300)
+    async with wired.engine() as engine:
+        await once(engine)
+    assert stored_exactly(wired.store, wired.source)
+    assert sorted(wired.store.objects)[0] == "Garden/2026/01/01/22-10-00.mp4"
+    sent = wired.store.received
+    async with wired.engine() as engine:
+        cycle = await engine.once(asyncio.Event())
+    assert (cycle.listed, cycle.planned) == (10, 0)
+    assert wired.store.received == sent
+    assert sorted(wired.opened) == sorted(wired.closed)
+
+
+async def test_every_store_gets_every_clip_with_a_state_of_its_own(wired: Wired) -> None:
+    wired.stores["offsite"] = FakeStore()
+    fill(wired, 4)
+    wired.stores["offsite"].faults.arm("finish", Transient("503"))
+    async with wired.engine() as engine:
+        await once(engine)
+        assert stored_exactly(wired.store, wired.source)
+        assert len(wired.stores["offsite"].objects) == 3
+        marks = await engine.checkpoint.watermarks()
+        assert marks["home", "Porch", "nas"] > marks["home", "Porch", "offsite"]
+        await once(engine)
+    assert len(wired.stores["offsite"].objects) == 3  # tried once in the life of an engine by hand
+    async with wired.engine() as engine:
+        await once(engine)
+    assert stored_exactly(wired.stores["offsite"], wired.source)
+
+
+async def test_a_store_added_later_is_backfilled(wired: Wired) -> None:
+    fill(wired, 4)
+    async with wired.engine() as engine:
+        await once(engine)
+    wired.stores["offsite"] = FakeStore()
+    async with wired.engine() as engine:
+        await once(engine)
+    assert stored_exactly(wired.stores["offsite"], wired.source)
+
+
+async def test_one_camera_by_hand_leaves_the_others_alone(wired: Wired) -> None:
+    fill(wired, 2)
+    fill(wired, 2, GARDEN)
+    async with wired.engine() as engine:
+        await engine.once(asyncio.Event(), wanted=lambda camera: camera.name == "Garden")
+    assert {key.partition("/")[0] for key in wired.store.objects} == {"Garden"}
+
+
+async def test_a_short_stretch_by_hand_does_not_count_as_the_whole(wired: Wired) -> None:
+    fill(wired, 3)  # from 22:10 on; it is midnight
+    wired.source.add(late := clip_at(1435), mp4(500))
+    async with wired.engine() as engine:
+        since = wired.clock.now() - timedelta(hours=1)
+        await engine.once(asyncio.Event(), since=since)
+        assert len(wired.store.objects) == 1
+        assert await engine.checkpoint.reaches(late.camera) == {}
+        await once(engine)
+    assert stored_exactly(wired.store, wired.source)
+
+
+# -- bad clips -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (mp4(900)[:600], "cut off"),
+        (b"<html>502</html>", "HTML"),
+        (b"", "empty"),
+    ],
+)
+async def test_a_bad_body_is_reported_by_name_and_holds_the_watermark(
+    wired: Wired, body: bytes, says: str
+) -> None:
+    fill(wired, 5)
+    bad = wired.source.recordings["porch-1332"]
+    good, bad.data = bad.data, body
+    wired.source.announce_size = False
+    async with wired.engine() as engine:
+        await once(engine)
+        marks = await engine.checkpoint.watermarks()
+        assert marks["home", "Porch", "nas"] == clip_at(1332).start
+        ((clip, reason),) = engine.pool.outcomes.reasons.values()
+        assert clip.id == "porch-1332"
+        assert says in reason
+    assert len(wired.store.objects) == 4
+    (line,) = wired.said("clip failed")
+    assert (line["clip"], line["camera"]) == ("porch-1332", "Porch")
+    assert says in line["reason"]
+    bad.data = good
+    async with wired.engine() as engine:
+        await once(engine)
+        marks = await engine.checkpoint.watermarks()
+        assert marks["home", "Porch", "nas"] == wired.clock.now() - timedelta(seconds=30)
+    assert stored_exactly(wired.store, wired.source)
+
+
+async def test_a_clip_that_is_gone_is_set_aside_by_name(wired: Wired) -> None:
+    fill(wired, 3)
+    wired.source.faults.arm("open", Unfit("The clip is gone at the NVR."))
+    async with wired.engine() as engine:
+        await once(engine)
+        assert await engine.checkpoint.counts() == {"waiting": 0, "set_aside": 1}
+        await once(engine)
+    (line,) = wired.said("clip set aside")
+    assert line["reason"] == "The clip is gone at the NVR."
+    assert len(wired.store.objects) == 2
+
+
+async def test_patience_with_a_suspect_body_ends_after_a_while(wired: Wired) -> None:
+    fill(wired, 1)
+    wired.source.recordings["porch-1330"].data = mp4(900)[:600]
+    wired.source.announce_size = False
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("clip set aside"), step=600)
+    (line,) = wired.said("clip set aside")
+    assert line["attempts"] == PATIENCE
+    assert states(wired) == ["set_aside"]
+
+
+async def test_failures_wait_twice_as_long_each_time_up_to_six_hours(wired: Wired) -> None:
+    fill(wired, 1)
+    failures = 13
+    wired.store.faults.arm("put", *[Transient(f"503 {n}") for n in range(failures)])
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("clip stored"), step=600)
+    delays = [line["retry_in_seconds"] for line in wired.said("clip failed")]
+    assert len(delays) == failures
+    for attempt, delay in enumerate(delays):
+        expected = min(FIRST_DELAY.total_seconds() * 2**attempt, LONGEST_DELAY.total_seconds())
+        assert (1 - JITTER) * expected - 1 <= delay <= (1 + JITTER) * expected + 1
+    assert stored_exactly(wired.store, wired.source)
+
+
+async def test_the_other_sides_wish_to_wait_is_honoured(wired: Wired) -> None:
+    fill(wired, 1)
+    wired.store.faults.arm("put", Transient("429", retry_after=500))
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("clip failed"))
+    assert wired.said("clip failed")[0]["retry_in_seconds"] == 500
+
+
+# -- blocked ---------------------------------------------------------------------------------------
+
+
+async def test_a_blocked_store_waits_and_the_other_goes_on(wired: Wired) -> None:
+    wired.stores["offsite"] = FakeStore()
+    fill(wired, 5)
+    offsite = wired.stores["offsite"]
+    gone = "The bucket is gone."
+    # The third comes after the probe has found everything in order: the same trouble still.
+    offsite.faults.arm("put", Blocked(gone, hint="Make it."), Blocked(gone), Blocked(gone))
+    offsite.faults.arm("probe", Blocked("still gone"), Transient("timeout"))
+    async with wired.daemon():
+        await wired.until(lambda: stored_exactly(wired.store, wired.source))
+        await wired.until(lambda: wired.said("blocked"))
+        assert offsite.objects == {}
+        await wired.until(lambda: stored_exactly(offsite, wired.source), step=FIRST_PROBE_SECONDS)
+    (warning,) = [line for line in wired.said("blocked") if line["level"] == "warning"]
+    assert (warning["level"], warning["part"], warning["hint"]) == (
+        "warning",
+        "stores.offsite",
+        "Make it.",
+    )
+    assert len(wired.said("recovered")) == 2  # after the probe, and after work truly succeeded
+    assert wired.said("clip failed") == []  # no clip is to blame
+
+
+async def test_a_blocked_source_is_not_asked_until_it_recovers(wired: Wired) -> None:
+    fill(wired, 2)
+    wired.source.faults.arm(
+        "cameras", Blocked("Incorrect password."), Blocked("Incorrect password.")
+    )
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("blocked"))
+        since = wired.clock.now()
+        await wired.until(lambda: wired.source.faults.unused() == [], step=1)
+        assert FIRST_PROBE_SECONDS - 5 <= (wired.clock.now() - since).total_seconds()
+        assert not wired.said("recovered")
+        await wired.until(lambda: wired.said("recovered"), step=FIRST_PROBE_SECONDS)
+        await wired.until(lambda: stored_exactly(wired.store, wired.source), step=HOUR / 4)
+
+
+async def test_once_ends_although_a_part_is_blocked(wired: Wired) -> None:
+    fill(wired, 3)
+    wired.store.faults.arm("put", Blocked("disk full"), Blocked("disk full"))
+    async with wired.engine() as engine:
+        await once(engine)
+        assert engine.stores["nas"].blocked is not None
+        assert await engine.checkpoint.counts() == {"waiting": 3, "set_aside": 0}
+
+
+# -- listing ---------------------------------------------------------------------------------------
+
+
+async def test_a_listing_that_fails_skips_nothing(wired: Wired) -> None:
+    fill(wired, 2)
+    fill(wired, 2, GARDEN)
+    wired.source.faults.arm("clips", Transient("plugin dead"))
+    async with wired.engine() as engine:
+        cycle = await engine.once(asyncio.Event())
+        assert cycle.failures == [("camera Porch", "plugin dead")]
+        assert await engine.checkpoint.reaches(clip_at(0).camera) == {}
+        await engine.once(asyncio.Event())
+    assert stored_exactly(wired.store, wired.source)
+    assert [line["event"] for line in wired.lines if line["event"].startswith("camera")] == [
+        "camera not listed",
+        "camera listed again",
+    ]
+
+
+async def test_a_first_cycle_over_months_keeps_what_it_listed_before_it_failed(
+    wired: Wired,
+) -> None:
+    for day in range(5):
+        wired.source.add(clip_at(-day * 1440 + 60, id=f"day{day}"), mp4(300, seed=day))
+    wired.source.faults.skip["clips"] = 3
+    wired.source.faults.arm("clips", Transient("link lost"))
+    settings = wired.settings(schedule={"every": "1h", "backfill": "5d"})
+    async with wired.engine(settings) as engine:
+        await engine.once(asyncio.Event())
+        reach = (await engine.checkpoint.reaches(clip_at(0).camera))["nas"]
+        assert clip_at(0).start - timedelta(days=3) < reach < clip_at(0).start
+        assert len(wired.store.objects) == 3
+        await engine.once(asyncio.Event())
+    assert stored_exactly(wired.store, wired.source)
+
+
+async def test_a_swallowed_listing_error_leaves_no_gap(wired: Wired) -> None:
+    """An empty listing proves nothing: what it hid is found although the lookback is long over."""
+    fill(wired, 1)
+    async with wired.engine() as engine:
+        await once(engine)
+    hidden, wired.source.recordings = wired.source.recordings, {}
+    wired.source.extra_cameras = [clip_at(0).camera]
+    for _ in range(5):
+        wired.clock.jump(timedelta(hours=6))
+        async with wired.engine() as engine:
+            await once(engine)
+    wired.source.recordings = hidden
+    fill(wired, 1)
+    wired.source.add(clip_at(1500), mp4(700))
+    async with wired.engine() as engine:
+        await once(engine)
+    assert stored_exactly(wired.store, wired.source)
+
+
+async def test_a_clock_that_was_ahead_leaves_no_gap(wired: Wired) -> None:
+    fill(wired, 1)
+    async with wired.engine() as engine:
+        await once(engine)
+    wired.clock.jump(timedelta(days=3650))
+    async with wired.engine() as engine:
+        await once(engine)
+    wired.clock.jump(timedelta(days=-3650) + timedelta(hours=9))
+    wired.source.add(clip_at(1450), mp4(700))  # much more than a lookback ago
+    async with wired.engine() as engine:
+        await once(engine)
+        marks = await engine.checkpoint.watermarks()
+        assert marks["home", "Porch", "nas"] <= wired.clock.now()
+    assert stored_exactly(wired.store, wired.source)
+
+
+async def test_clips_from_the_future_are_said_once_and_stored_in_time(wired: Wired) -> None:
+    ahead = wired.source.add(clip_at(1440 + 30), mp4(300))
+
+    async def clips(camera: Camera, window: object) -> AsyncIterator[Clip]:
+        yield ahead
+
+    wired.monkeypatch.setattr(wired.source, "clips", clips)
+    async with wired.engine() as engine:
+        for _ in range(3):
+            await once(engine)
+        assert wired.store.objects == {}
+        assert (
+            len(
+                [line for line in wired.said("clips from the future") if line["level"] == "warning"]
+            )
+            == 1
+        )
+        wired.clock.jump(timedelta(hours=1))
+        await once(engine)
+    assert stored_exactly(wired.store, wired.source)
+    assert len(wired.said("clocks agree again")) == 1
+
+
+async def test_a_rename_keeps_the_camera_and_the_keys(wired: Wired) -> None:
+    fill(wired, 2)
+    async with wired.engine() as engine:
+        await once(engine)
+    front = Camera("home", "porch", "Front Door")
+    for item in wired.source.recordings.values():
+        item.clip = Clip(front, item.clip.id, item.clip.start, item.clip.end)
+    wired.source.add(clip_at(1340, camera=front), mp4(800))
+    async with wired.engine() as engine:
+        await once(engine)
+    assert stored_exactly(wired.store, wired.source)
+    assert sorted(key.partition("/")[0] for key in wired.store.objects) == [
+        "Front Door",
+        "Porch",
+        "Porch",
+    ]
+
+
+# -- the daemon ------------------------------------------------------------------------------------
+
+
+async def test_the_daemon_cycles_by_the_hour_and_says_so(wired: Wired) -> None:
+    fill(wired, 2)
+    async with wired.daemon():
+        await wired.until(lambda: len(wired.said("cycle finished")) == 1)
+        wired.source.add(clip_at(1450), mp4(800))
+        await wired.until(lambda: wired.clock.sleepers >= 1)
+        await wired.clock.advance(HOUR)
+        await wired.until(lambda: len(wired.said("cycle finished")) == 2)
+    finished = wired.said("cycle finished")
+    assert [(line["stored"], line["waiting"], line["set_aside"]) for line in finished] == [
+        (2, 0, 0),
+        (1, 0, 0),
+    ]
+    assert len(wired.said("cycle started")) == 2
+    assert stored_exactly(wired.store, wired.source)
+    assert {line["level"] for line in wired.said("watermark")} == {"debug"}
+
+
+async def test_the_pool_never_runs_more_transfers_than_workers(wired: Wired) -> None:
+    fill(wired, 8)
+    fill(wired, 8, GARDEN)
+    wired.source.hold = asyncio.Event()
+    async with wired.engine() as engine:
+        await engine.list_all()
+    async with wired.daemon() as engine:
+        await wired.until(lambda: len(engine.pool.running) == 2)
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        cameras = {running.claim.clip.camera.name for running in engine.pool.running.values()}
+        assert len(engine.pool.running) == 2
+        assert cameras == {"Porch", "Garden"}  # fair from the start
+        wired.source.hold.set()
+        await wired.until(lambda: stored_exactly(wired.store, wired.source))
+
+
+async def test_a_drain_keeps_what_was_sent_and_the_next_start_goes_on(wired: Wired) -> None:
+    fill(wired, 1, size=4 * KIB_300)
+    wired.source.silent_after = KIB_300
+    async with wired.daemon():
+        await wired.until(lambda: wired.store.received > 0)
+    assert wired.store.objects == {}
+    (line,) = wired.said("clip paused")
+    assert line["confirmed"] == 256 * 1024
+    wired.source.silent_after = None
+    async with wired.engine() as engine:
+        await once(engine)
+    assert stored_exactly(wired.store, wired.source)
+    assert wired.store.received == 4 * KIB_300
+
+
+async def test_a_cancelled_engine_loses_nothing(wired: Wired) -> None:
+    fill(wired, 3, size=KIB_300)
+
+    async def work() -> None:
+        async with wired.engine() as engine:
+            await engine.run(asyncio.Event())
+
+    for turns in (5, 50, 200, 400):
+        running = asyncio.create_task(work())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+    async with wired.engine() as engine:
+        await once(engine)
+    assert stored_exactly(wired.store, wired.source)
+
+
+async def test_a_bug_in_an_adapter_ends_the_engine_loudly(wired: Wired) -> None:
+    fill(wired, 1)
+
+    class Bug(Exception):
+        pass
+
+    async def broken() -> list[Camera]:
+        raise Bug
+
+    wired.monkeypatch.setattr(wired.source, "cameras", broken)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with wired.daemon():
+            await asyncio.sleep(20)
+    assert caught.group_contains(Bug)
+
+
+# -- reload ----------------------------------------------------------------------------------------
+
+
+async def test_a_reload_keeps_what_did_not_change_and_lets_transfers_finish(wired: Wired) -> None:
+    fill(wired, 1, size=KIB_300)
+    wired.source.hold = asyncio.Event()
+    async with wired.daemon() as engine:
+        await wired.until(lambda: engine.pool.running)
+        source = engine.sources["home"]
+        new = wired.settings(
+            stores={"nas": {"kind": "directory", "path": str(wired.folder / "elsewhere")}},
+            transfer={"workers": 1, "chunk_size": "256KiB"},
+        )
+        await engine.apply(new)
+        assert engine.sources["home"] is source
+        await wired.until(lambda: wired.opened.count("nas") == 2)
+        assert wired.closed == []  # the old store is still in use
+        wired.source.hold.set()
+        await wired.until(lambda: wired.closed == ["nas"])
+        assert stored_exactly(wired.store, wired.source)
+    assert sorted(wired.closed) == ["home", "nas", "nas"]
+
+
+async def test_a_reload_changes_the_schedule_and_the_parts(wired: Wired) -> None:
+    fill(wired, 1)
+    async with wired.daemon() as engine:
+        await wired.until(lambda: wired.said("cycle finished"))
+        wired.stores["offsite"] = FakeStore()
+        await engine.apply(wired.settings(schedule={"every": "10m"}))
+        await wired.until(lambda: wired.clock.sleepers >= 1)
+        await wired.clock.advance(600)
+        await wired.until(lambda: stored_exactly(wired.stores["offsite"], wired.source))
+        del wired.stores["offsite"]
+        await engine.apply(wired.settings())
+        assert list(engine.stores) == ["nas"]
+        await wired.until(lambda: "offsite" in wired.closed)
+        wired.stores["offsite"] = FakeStore()
+
+
+async def test_a_blocked_part_can_be_replaced(wired: Wired) -> None:
+    fill(wired, 1)
+    wired.store.faults.arm("put", Blocked("The folder is missing."))
+    async with wired.daemon() as engine:
+        await wired.until(lambda: wired.said("blocked"))
+        new = wired.settings(stores={"nas": {"kind": "directory", "path": str(wired.folder / "b")}})
+        await engine.apply(new)
+        await wired.until(lambda: stored_exactly(wired.store, wired.source))
+        await wired.until(lambda: wired.closed == ["nas"])
