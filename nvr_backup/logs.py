@@ -20,10 +20,11 @@ import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Final, Literal, NoReturn, Protocol, TextIO
+from typing import Any, Final, Literal, NoReturn, TextIO
 
 import structlog
 from structlog.contextvars import merge_contextvars
+from structlog.typing import FilteringBoundLogger
 
 from nvr_backup.clock import Clock, SystemClock
 from nvr_backup.redaction import plain, text
@@ -146,9 +147,10 @@ def _renderer(form: Form, stream: TextIO, environ: Mapping[str, str]) -> _Render
         encoding = getattr(stream, "encoding", None) or "utf-8"
         return _json if encoding.lower().replace("-", "") == "utf8" else _ascii_json
     coloured = is_terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
+    # An exception arrives here as text; rich's formatter, the default, would show local variables.
     console = structlog.dev.ConsoleRenderer(
         colors=coloured,
-        exception_formatter=structlog.dev.plain_traceback,  # rich's would show local variables
+        exception_formatter=structlog.dev.plain_traceback,
         sort_keys=False,
         event_key="message",
         timestamp_key="time",
@@ -214,14 +216,6 @@ def _route_libraries(pipeline: _Pipeline, level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
-class _Logger(Protocol):
-    """The three levels `Troubles` speaks on."""
-
-    def debug(self, event: str, /, **fields: object) -> object: ...
-    def info(self, event: str, /, **fields: object) -> object: ...
-    def warning(self, event: str, /, **fields: object) -> object: ...
-
-
 class Troubles:
     """First failure of a kind WARNING, repeats DEBUG, recovery once INFO.
 
@@ -237,7 +231,9 @@ class Troubles:
     def __contains__(self, key: object) -> bool:
         return key in self._open
 
-    def failed(self, key: object, log: _Logger, message: str, /, **fields: object) -> bool:
+    def failed(
+        self, key: object, log: FilteringBoundLogger, message: str, /, **fields: object
+    ) -> bool:
         """Note a failure: the first of its kind is a WARNING (True), a repeat DEBUG (False)."""
         since, failures = self._open.get(key, (self._clock.monotonic(), 0))
         self._open[key] = (since, failures + 1)
@@ -250,7 +246,9 @@ class Troubles:
             log.warning(message, **fields)
         return failures == 0
 
-    def recovered(self, key: object, log: _Logger, message: str, /, **fields: object) -> bool:
+    def recovered(
+        self, key: object, log: FilteringBoundLogger, message: str, /, **fields: object
+    ) -> bool:
         """Note that it works: INFO (True) after a failure of this kind, else nothing (False)."""
         if key not in self._open:
             return False

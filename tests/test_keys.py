@@ -25,6 +25,9 @@ from nvr_backup.model import Camera, Clip
 
 NOON = datetime(2024, 5, 1, 12, 0, 0, tzinfo=UTC)
 
+# sha256 of ["home", "9", "c1", 1714564800000, 1714564830000] as JSON, its first eight digits
+GOLDEN = "Porch/2024/05/01/12-00-00_f94cf9ca.mp4"
+
 TEMPLATES = [
     DEFAULT_TEMPLATE,
     "{source}/{cameraName}-{cameraId}/{yyyy}-{MM}-{dd}/{HH}{mm}{ss}.mp4",
@@ -34,15 +37,18 @@ TEMPLATES = [
 
 ANY = st.characters(exclude_categories=())
 NASTY = st.sampled_from(
-    list('./\\ <>:"|?*#[]\x00\n\r\x7f\x85\u200b\u202e\u2066\ufeff\ud800\udfff\u0301\u0338\u00e9')
-    + ["e", "\u212b", "\u1100", "\u1161", "\u11a8", "\u0958", "\U0001f469", "\u200d", "\u3164"]
-    + ["\ufffe", "\U0001fffe", "\u2028", "\u00a0", "\u3000", "\U000e0001", "..", "\u0344"]
+    [
+        *'./\\ <>:"|?*#[]\x00\n\r\x7f\x85\u200b\u202e\u2066\ufeff\ud800\udfff\u0301\u0338\u00e9e',
+        *"\u212b\u1100\u1161\u11a8\u0958\U0001f469\u200d\u3164\ufffe\U0001fffe\u2028\u00a0\u3000",
+        *"\U000e0001\u0344",
+        "..",
+    ]
 )
 names = st.one_of(
     st.text(ANY),
     st.lists(NASTY).map("".join),
-    st.text(ANY, min_size=60, max_size=300),
-    st.lists(NASTY, min_size=60, max_size=200).map("".join),
+    st.text(ANY, min_size=60, max_size=120),
+    st.lists(NASTY, min_size=60, max_size=90).map("".join),
     st.sampled_from(["", ".", "..", "../../etc/passwd", ".well-known/acme-challenge/x", "CON"]),
 )
 times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(  # noqa: DTZ001
@@ -116,7 +122,7 @@ def test_every_placeholder() -> None:
         ("../../etc/passwd", "_._etc_passwd"),
         ("..", ""),
         (" .hidden. ", "hidden"),
-        ("Cam <1>: \"x\"|?*#[]", "Cam _1__ _x_______"),
+        ('Cam <1>: "x"|?*#[]', "Cam _1__ _x_______"),
         ("a\x00b\nc", "a_b_c"),
         ("ev\u202eil\u200b\ufeff", "evil"),
         ("e\u200b\u0301", "é"),
@@ -168,7 +174,7 @@ def test_keys_are_safe_and_deterministic(one: Clip, template: str) -> None:
             assert other == key[: -len(".mp4")] + extension
 
 
-@given(st.lists(clips, min_size=2, max_size=8, unique=True), st.sampled_from(TEMPLATES))
+@given(st.lists(clips, min_size=2, max_size=4), st.sampled_from(TEMPLATES))
 def test_distinct_clips_find_distinct_keys(some: list[Clip], template: str) -> None:
     same_second = [Clip(Camera("home", c.camera.id, "Porch"), c.id, NOON) for c in some]
     taken: set[str] = set()
@@ -186,7 +192,12 @@ def test_distinct_clips_find_distinct_keys(some: list[Clip], template: str) -> N
         clip(seconds=31),
         clip(seconds=None),
         Clip(Camera("cabin", "9", "Porch"), "c1", NOON, NOON + timedelta(seconds=30)),
-        Clip(Camera("home", "9", "Porch"), "c1", NOON + timedelta(milliseconds=1), NOON + timedelta(seconds=30)),
+        Clip(
+            Camera("home", "9", "Porch"),
+            "c1",
+            NOON + timedelta(milliseconds=1),
+            NOON + timedelta(seconds=30),
+        ),
     ],
 )
 def test_each_part_of_the_identity_counts(other: Clip) -> None:
@@ -245,7 +256,7 @@ def test_long_ids_that_differ_at_their_end_stay_distinct() -> None:
     ],
 )
 def test_bad_templates_say_why(template: str, says: str) -> None:
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r".") as caught:
         check_template(template)
     assert says in str(caught.value)
 
@@ -276,7 +287,3 @@ def test_with_extension() -> None:
 def test_an_unchecked_template_is_refused() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         object_key("{nonsense}.mp4", clip())
-
-
-# sha256 of ["home", "9", "c1", 1714564800000, 1714564830000] as JSON, its first eight digits
-GOLDEN = "Porch/2024/05/01/12-00-00_f94cf9ca.mp4"

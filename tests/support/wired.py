@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -82,7 +82,7 @@ class Wired:
         return Settings.model_validate(tables | changes)
 
     def log(self) -> Any:
-        def keep(_: object, method: str, fields: dict[str, Any]) -> str:
+        def keep(_: object, method: str, fields: MutableMapping[str, Any]) -> str:
             self.lines.append({"level": method, **fields})
             raise structlog.DropEvent
 
