@@ -113,7 +113,7 @@ class Service:
                 self._log.error("reload refused, the old configuration stays", reason=str(err))
                 continue
             for change in changes(old, new):
-                self._log.info("changed", key=change.path, old=change.old, new=change.new)
+                self._log.info("changed", key=change.path, old=change.old_text, new=change.new_text)
             if new.state_dir != old.state_dir:
                 self._log.warning(
                     "state_dir changes only with a restart", state_dir=str(new.state_dir)

@@ -160,6 +160,7 @@ AT_MDAT = len(FTYP + box(b"free"))
         (packets(2), "unknown kind that begins with 47 41"),
         (b"\0\0\0\x18ftyp", "cut off after 8 bytes"),
         (ebml(b"webm")[:15], "cut off after 15 bytes"),
+        (packets(2) + b"?" * 188 * 3, "unknown kind that begins with 47 41"),
         (ebml(b"doc"), "another type"),
         (element("1a45dfa3", b"\0" * 4000), "EBML header of 4006 bytes"),
         (

@@ -1,0 +1,218 @@
+"""A bucket of Google Cloud Storage as a `ports.ClipStore`.
+
+Everything but creating is optional: a key with the role Storage Object Creator alone is enough.
+The prefix of the settings is put before every key here and taken off again; nobody else knows it.
+It must never replace an object: the only writes are `upload`'s, which are create-only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+from nvr_backup.clock import Clock
+from nvr_backup.errors import Blocked, Transient
+from nvr_backup.model import StoredObject, UploadState
+from nvr_backup.ports import Capabilities, ClipStore, Record, Upload
+from nvr_backup.stores.gcs.client import GcsClient, open_session
+from nvr_backup.stores.gcs.credentials import Bearer, find_credentials, read_credentials
+from nvr_backup.stores.gcs.destination import Destination, only_generation
+from nvr_backup.stores.gcs.download import download
+from nvr_backup.stores.gcs.replies import (
+    Reply,
+    content,
+    is_bucket_missing,
+    is_unclear,
+    refusal,
+    stored_object,
+)
+from nvr_backup.stores.gcs.retry import ATTEMPTS_LIMIT, RetryBudget
+from nvr_backup.stores.gcs.session import NewObject
+from nvr_backup.stores.gcs.settings import GcsSettings, find_endpoint
+from nvr_backup.stores.gcs.upload import GcsUpload
+
+CREATE: Final = "storage.objects.create"
+GET: Final = "storage.objects.get"
+LIST: Final = "storage.objects.list"
+DELETE: Final = "storage.objects.delete"
+
+PROBE_ATTEMPTS: Final = 3
+"""A probe is repeated by whoever asked for it; it answers soon."""
+
+PAGE_OBJECTS: Final = 500
+EMPTY_PAGES_LIMIT: Final = 100
+"""A page may be empty and yet not the last; so many in a row are no listing."""
+
+PAGE_FIELDS: Final = "nextPageToken,items(name,size,crc32c,generation,contentType,metadata)"
+
+
+@asynccontextmanager
+async def open_store(settings: GcsSettings, clock: Clock) -> AsyncIterator[ClipStore]:
+    """The store for `settings`, its connections closed at the end.
+
+    Asks nothing of the network, so it works with the link down. Raises ConfigError for an
+    unusable endpoint or credentials file.
+    """
+    endpoint = find_endpoint(settings, os.environ)
+    async with open_session(settings) as session:
+        bearer = None
+        if endpoint.authenticated:
+            path = find_credentials(settings, os.environ)
+            if path is not None:
+                read_credentials(path)
+            bearer = Bearer(path, session, clock)
+        yield GcsStore(GcsClient(session, endpoint, settings, bearer), clock, settings)
+
+
+class GcsStore:
+    """One bucket; see `ports.ClipStore` for what its methods promise."""
+
+    def __init__(self, client: GcsClient, clock: Clock, settings: GcsSettings) -> None:
+        self._client = client
+        self._clock = clock
+        self._settings = settings
+
+    async def probe(self) -> Capabilities:
+        """What the key may do, by testIamPermissions, which itself needs no permission.
+
+        Where a server does not know that call, the bucket's existence has to do and everything
+        is assumed to be allowed. Raises Blocked for whatever keeps objects from being created.
+        """
+        doing = f"gs://{self._settings.bucket}"
+        query = [("permissions", each) for each in (CREATE, GET, LIST, DELETE)]
+        address = self._client.bucket_address("/iam/testPermissions", query)
+        try:
+            reply = await self._ask("GET", address, doing, attempts=PROBE_ATTEMPTS)
+            if reply.status not in {200, 401, 403} or content(reply) is None:
+                bucket = self._client.bucket_address()
+                reply = await self._ask("GET", bucket, doing, attempts=PROBE_ATTEMPTS)
+                if reply.status == 200 and content(reply) is not None:
+                    return Capabilities(stat=True, list=True, read=True, delete=True, resume=True)
+        except Transient as err:
+            raise Blocked(err.message, hint="It will be tried again by itself.") from err
+        answer = content(reply)
+        if reply.status != 200 or answer is None:
+            refused = refusal(reply, doing=doing)
+            if not isinstance(refused, Blocked):  # a 400, which here can only be about the bucket
+                refused = Blocked(refused.message, hint="Check the bucket's name.")
+            raise refused
+        granted = answer.get("permissions")
+        if not isinstance(granted, Sequence) or CREATE not in granted:
+            raise Blocked(
+                f"{doing}: the key may not create objects (no {CREATE}).",
+                hint="Grant its account the role Storage Object Creator on the bucket.",
+            )
+        get = GET in granted
+        return Capabilities(
+            stat=get, list=LIST in granted, read=get, delete=DELETE in granted, resume=True
+        )
+
+    @asynccontextmanager
+    async def put(
+        self,
+        key: str,
+        *,
+        content_type: str,
+        metadata: Mapping[str, str],
+        record: Record,
+        resume: UploadState | None = None,
+    ) -> AsyncIterator[Upload]:
+        new = NewObject(self._settings.prefix + key, content_type, dict(metadata))
+        state = resume or UploadState("", key, content_type, self._clock.now())
+        upload = GcsUpload(
+            self._client,
+            self._clock,
+            Destination(self._client, self._clock, self._settings, new),
+            single_limit=self._settings.chunk_size,
+            state=state,
+            record=record,
+        )
+        if resume is not None:
+            await upload.resume()
+        yield upload
+
+    async def stat(self, key: str) -> StoredObject | None:
+        doing = self._step(key, "looking it up")
+        address = self._client.object_address(self._settings.prefix + key)
+        reply = await self._ask("GET", address, doing)
+        if reply.status == 404 and not is_bucket_missing(reply):
+            return None
+        found = stored_object(content(reply) or {}, self._settings.prefix)
+        if reply.status != 200 or found is None:
+            raise refusal(reply, doing=doing)
+        return found
+
+    async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
+        doing = self._step(prefix, "listing")
+        token, empty_pages = "", 0
+        while True:
+            found, following = await self._page(prefix, token, doing)
+            for each in found:
+                yield each
+            if not following:
+                return
+            empty_pages = 0 if found else empty_pages + 1
+            if empty_pages > EMPTY_PAGES_LIMIT or (found and following == token):
+                raise Transient(f"{doing}: the listing goes round in circles.")
+            token = following
+
+    def read(self, key: str, *, offset: int = 0) -> AsyncIterator[bytes]:
+        doing = self._step(key, "reading")
+        name = self._settings.prefix + key
+        return download(self._client, name, offset=offset, budget=self._budget(doing), doing=doing)
+
+    async def delete(self, key: str, *, generation: str | None = None) -> None:
+        doing = self._step(key, "deleting")
+        exactly = None if generation is None else only_generation(generation)
+        address = self._client.object_address(self._settings.prefix + key, exactly)
+        reply = await self._ask("DELETE", address, doing)
+        gone = reply.status in {204, 200, 404, 412} and not is_bucket_missing(reply)
+        if not gone:
+            raise refusal(reply, doing=doing)
+
+    async def _page(
+        self, prefix: str, token: str, doing: str
+    ) -> tuple[Sequence[StoredObject], str]:
+        """One page of a listing and the token of the next; "" after the last."""
+        query = {
+            "prefix": self._settings.prefix + prefix,
+            "maxResults": str(PAGE_OBJECTS),
+            "fields": PAGE_FIELDS,
+            **({"pageToken": token} if token else {}),
+        }
+        reply = await self._ask("GET", self._client.bucket_address("/o", query), doing)
+        if reply.status != 200:
+            raise refusal(reply, doing=doing)
+        page = content(reply)
+        items = None if page is None else page.get("items", [])
+        if page is None or not isinstance(items, list):
+            raise Transient(f"{doing}: a page of the listing makes no sense.")
+        found = [stored_object(item, self._settings.prefix) for item in items]
+        if None in found:
+            raise Transient(f"{doing}: an entry of the listing makes no sense.")
+        return [each for each in found if each is not None], str(page.get("nextPageToken") or "")
+
+    async def _ask(
+        self, method: str, address: str, doing: str, *, attempts: int = ATTEMPTS_LIMIT
+    ) -> Reply:
+        """The first clear answer; Blocked or Transient when there is none in time."""
+        budget = self._budget(doing, attempts)
+        while True:
+            outcome = await self._client.send(method, address)
+            if isinstance(outcome, Reply) and not is_unclear(outcome):
+                return outcome
+            await budget.again(outcome)
+
+    def _budget(self, doing: str, attempts: int = ATTEMPTS_LIMIT) -> RetryBudget:
+        return RetryBudget(
+            self._clock,
+            seconds=self._settings.retry_seconds,
+            doing=doing,
+            host=self._client.endpoint.host,
+            attempts=attempts,
+        )
+
+    def _step(self, key: str, doing: str) -> str:
+        return f"gs://{self._settings.bucket}/{self._settings.prefix}{key}: {doing}"
