@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ from nvr_backup.settings import (
     load_settings,
     parse_duration,
     parse_size,
+    read_layers,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -234,19 +236,24 @@ def test_environment_over_file(tmp_path: Path) -> None:
     assert directory(settings).path == Path("/mnt/nas")
 
 
-def test_environment_alone() -> None:
+def test_environment_and_credentials_alone(tmp_path: Path) -> None:
+    (tmp_path / "sources.cabin.password").write_text("p")
     settings = load_settings(
         None,
         {
             "NVR_BACKUP_SOURCES__CABIN__KIND": "scrypted",
             "NVR_BACKUP_SOURCES__CABIN__URL": "http://x",
             "NVR_BACKUP_SOURCES__CABIN__USERNAME": "u",
-            "NVR_BACKUP_SOURCES__CABIN__PASSWORD": "p",
             "NVR_BACKUP_STORES__NAS__KIND": "directory",
             "NVR_BACKUP_STORES__NAS__PATH": "footage",
+            "NVR_BACKUP_STORES__OFF-SITE__KIND": "directory",
+            "NVR_BACKUP_STORES__OFF_SITE__PATH": "/mnt/off-site",
+            "CREDENTIALS_DIRECTORY": str(tmp_path),
         },
     )
     assert scrypted(settings, "cabin").url == "http://x"
+    assert scrypted(settings, "cabin").password.get_secret_value() == "p"
+    assert directory(settings, "off-site").path == Path("/mnt/off-site")
     assert directory(settings).path == Path.cwd() / "footage"
 
 
@@ -278,6 +285,45 @@ def test_a_password_may_come_from_a_credential_alone(tmp_path: Path) -> None:
     assert scrypted(settings).password.get_secret_value() == "p"
 
 
+def test_only_the_given_environment_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("NVR_BACKUP_LOG__LEVEL=debug\nLOG='debug'\nstate_dir=/x\n")
+    (tmp_path / "sources.home.password").write_text("hunter3-hunter3")
+    for name in ("NVR_BACKUP_LOG__LEVEL", "LOG", "LOG__LEVEL", "STATE_DIR", "SOURCES", "LOG_LEVEL"):
+        monkeypatch.setenv(name, "debug")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert loaded(tmp_path, BASE) == Settings.model_validate(tomllib.loads(BASE))
+    assert "There is no configuration" in refusal(None, {})
+
+
+def test_layers_join_key_by_key_in_the_order_of_the_file(tmp_path: Path) -> None:
+    settings = loaded(
+        tmp_path,
+        BASE + "[sources.home.cameras]\ninclude = ['Porch']\nexclude = ['Garage']\n",
+        NVR_BACKUP_SOURCES__HOME__CAMERAS__INCLUDE="Garden",
+        NVR_BACKUP_STORES__CELLAR__KIND="directory",
+        NVR_BACKUP_STORES__CELLAR__PATH="/mnt/cellar",
+        NVR_BACKUP_STORES__NAS__PATH="/mnt/other",
+    )
+    assert scrypted(settings).cameras == Cameras(include=("Garden",), exclude=("Garage",))
+    assert settings.stores_of("home") == ("offsite", "nas", "cellar")
+    assert directory(settings).path == Path("/mnt/other")
+
+
+def test_layers_without_any_check(tmp_path: Path) -> None:
+    path = written(tmp_path, "state_dir = 'state'\n[stores.nas]\nbucket = 5\n")
+    raw, place = read_layers(path, {"NVR_BACKUP_SOURCES__HOME__X": "y"})
+    assert raw == {
+        "state_dir": "state",
+        "stores": {"nas": {"bucket": 5}},
+        "sources": {"home": {"x": "y"}},
+    }
+    whole = {**tomllib.loads(BASE), "state_dir": raw["state_dir"]}
+    assert Settings.model_validate(whole, context=place).state_dir == tmp_path / "state"
+
+
 @pytest.mark.parametrize(
     ("host", "url"),
     [
@@ -305,6 +351,8 @@ def test_the_original_environment(tmp_path: Path) -> None:
         None,
         {
             **ORIGINAL,
+            "SCRYPTED_USER": " admin ",
+            "SCRYPTED_PASSWORD": " hunter2 ",
             "ALLOW_SELF_SIGNED": "True",
             "GCS_PROJECT_ID": "p",
             "GCS_KEYFILE_PATH": str(key_file),
@@ -315,7 +363,7 @@ def test_the_original_environment(tmp_path: Path) -> None:
     )
     source = scrypted(settings, "scrypted")
     assert (source.username, source.tls) == ("admin", "insecure")
-    assert source.password.get_secret_value() == "hunter2-hunter2"
+    assert source.password.get_secret_value() == " hunter2 "
     assert gcs(settings, "gcs").bucket == "my-footage"
     assert gcs(settings, "gcs").credentials_file == key_file
     assert settings.state_dir == tmp_path / "state"
@@ -323,6 +371,27 @@ def test_the_original_environment(tmp_path: Path) -> None:
     assert settings.transfer.workers == 2
     (warning,) = settings.warnings
     assert f"chmod o= {key_file}" in warning
+
+
+def test_variables_override_the_original_environment(tmp_path: Path) -> None:
+    (tmp_path / "sources.scrypted.password").write_text("from the credential")
+    settings = load_settings(
+        None,
+        {
+            **ORIGINAL,
+            "LOG_LEVEL": "warn",
+            "NVR_BACKUP_LOG__LEVEL": "debug",
+            "NVR_BACKUP_SOURCES__SCRYPTED__URL": "https://other",
+            "NVR_BACKUP_SOURCES__SCRYPTED__TLS": "insecure",
+            "NVR_BACKUP_STORES__GCS__BUCKET": "your-footage",
+            "CREDENTIALS_DIRECTORY": str(tmp_path),
+        },
+    )
+    source = scrypted(settings, "scrypted")
+    assert settings.log.level == "debug"
+    assert (source.url, source.tls, source.username) == ("https://other", "insecure", "admin")
+    assert source.password.get_secret_value() == "from the credential"
+    assert gcs(settings, "gcs").bucket == "your-footage"
 
 
 def test_original_variables_do_nothing_beside_a_file(tmp_path: Path) -> None:
@@ -594,6 +663,20 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("path", "environ", "place", "self", "copy", "_env_file", "_secrets_dir", "__class__"),
+        *("model_config", "model_extra", "settings_customise_sources", "__pydantic_extra__"),
+    ],
+)
+def test_a_key_that_means_something_to_the_library_is_unknown(tmp_path: Path, key: str) -> None:
+    text = f"{key} = 'hunter2'\n{BASE}[{key}-2]\n"
+    message = refusal(written(tmp_path, text), {f"NVR_BACKUP_{key.strip('_')}-3": "hunter2"})
+    assert message.count("is not a known key") == 3
+    assert "hunter2" not in message
+
+
 def test_a_long_list_of_problems_is_cut(tmp_path: Path) -> None:
     text = "".join(f"k{n} = 1\n" for n in range(60)) + BASE
     message = refusal(written(tmp_path, text), {})
@@ -636,6 +719,7 @@ def test_no_configuration_at_all() -> None:
     message = refusal(None, {"LOG_LEVEL": "info", "HOME": "/", "NVR_BACKUP_CONFIG": ""})
     assert message.startswith("There is no configuration.")
     assert "/etc/nvr-backup/config.toml" in message
+    assert "NVR_BACKUP_STATE__: is not" in refusal(None, {"NVR_BACKUP_STATE__": "x"})
 
 
 @pytest.mark.parametrize(
@@ -654,6 +738,8 @@ def test_no_configuration_at_all() -> None:
         ("NVR_BACKUP_", "4", "is not NVR_BACKUP_TABLE__KEY"),
         ("NVR_BACKUP_STATE_DIR__X", "4", "state_dir.x: cannot be set by"),
         ("NVR_BACKUP_LOG", "debug", "log: must be a table"),
+        ("NVR_BACKUP_SOURCES__CABIN", "hunter2", "sources.cabin: must be a table"),
+        ("nvr_backup_log__level__x", "hunter2", "log.level.x: cannot be set by"),
         ("NVR_BACKUP_SOURCES__HOME__CAMERAS__INCLUDE", "[1", "is not a list"),
         ("nvr_backup_log__level", "debug", "log.level: is set twice"),
     ],
@@ -712,6 +798,14 @@ def test_bad_credentials(tmp_path: Path) -> None:
     credential.mkdir()
     message = refusal(path, {"CREDENTIALS_DIRECTORY": str(folder)})
     assert "cannot be read (Is a directory)" in message
+    credential.rename(folder / "sources.a.b.password")
+    text = BASE.replace("[sources.home]", '[sources."a.b"]')
+    message = refusal(written(tmp_path, text), {"CREDENTIALS_DIRECTORY": str(folder)})
+    assert "this name must be lower-case" in message
+    (folder / "sources.home.password").write_text("hunter2")
+    text = "sources = { home = 5 }\n" + BASE[BASE.index("[stores") :]
+    message = refusal(written(tmp_path, text), {"CREDENTIALS_DIRECTORY": str(folder)})
+    assert "sources.home: must be a table" in message
 
 
 # Secrets
@@ -793,6 +887,22 @@ def test_a_secret_is_in_no_text_of_good_settings(tmp_path: Path, secret: str) ->
     for text in (*texts, settings.model_dump_json()):
         assert secret not in text
         assert json.dumps(secret)[1:-1] not in text
+
+
+def test_the_library_logs_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sources.home.password").write_text("hunter3-hunter3")
+    monkeypatch.setenv("PYDANTIC_SETTINGS_DEBUG", "1")
+    caplog.set_level(logging.DEBUG)
+    environ = {
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+        "NVR_BACKUP_SOURCES__HOME__USERNAME": "hunter4",
+    }
+    assert load_settings(written(tmp_path, BASE), environ).sources
+    assert load_settings(None, {**ORIGINAL, **environ, "NVR_BACKUP_SOURCES__HOME__USERNAME": ""})
+    assert "EnvironmentLayer" in caplog.text  # it did log
+    assert "hunter" not in caplog.text
 
 
 def test_a_single_table_never_echoes_what_it_refuses() -> None:

@@ -1,13 +1,13 @@
 """The configuration: TOML file, environment and credentials become one frozen `Settings`.
 
 `quantities` reads durations and sizes, `fields` checks single values, `model` is the shape,
-`problems` puts into words what is wrong, `layers` and `original` know where values come from,
-`load` is the one way in, `changes` compares two configurations. Nothing here may ever show a
-secret: not in an error, not in a repr, not in a comparison.
+`problems` puts into words what is wrong, `layers` and `original` are pydantic-settings' sources,
+`load` joins them and is the one way in, `changes` compares two configurations. Nothing here may
+ever show a secret: not in an error, not in a repr, not in a comparison.
 """
 
 from nvr_backup.settings.changes import Change, changes
-from nvr_backup.settings.load import DEFAULT_CONFIG, find_config, load_settings
+from nvr_backup.settings.load import DEFAULT_CONFIG, find_config, load_settings, read_layers
 from nvr_backup.settings.model import (
     Cameras,
     DirectoryStore,
@@ -49,4 +49,5 @@ __all__ = [
     "load_settings",
     "parse_duration",
     "parse_size",
+    "read_layers",
 ]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from nvr_backup.settings.problems import Place, Problem
+from nvr_backup.settings.layers import Layer
+from nvr_backup.settings.problems import Place
 
 SOURCE: Final = "scrypted"
 STORE: Final = "gcs"
@@ -19,15 +20,15 @@ STORE: Final = "gcs"
 DEFAULT_PORT: Final = 10443
 """Scrypted's HTTPS port."""
 
-_PATHS: Final[Mapping[str, str]] = {
-    "SCRYPTED_HOST": f"sources.{SOURCE}.url",
-    "SCRYPTED_USER": f"sources.{SOURCE}.username",
-    "SCRYPTED_PASSWORD": f"sources.{SOURCE}.password",
-    "ALLOW_SELF_SIGNED": f"sources.{SOURCE}.tls",
-    "GCS_BUCKET_NAME": f"stores.{STORE}.bucket",
-    "GCS_KEYFILE_PATH": f"stores.{STORE}.credentials_file",
-    "STATE_FILE_PATH": "state_dir",
-    "LOG_LEVEL": "log.level",
+_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "SCRYPTED_HOST": ("sources", SOURCE, "url"),
+    "SCRYPTED_USER": ("sources", SOURCE, "username"),
+    "SCRYPTED_PASSWORD": ("sources", SOURCE, "password"),
+    "ALLOW_SELF_SIGNED": ("sources", SOURCE, "tls"),
+    "GCS_BUCKET_NAME": ("stores", STORE, "bucket"),
+    "GCS_KEYFILE_PATH": ("stores", STORE, "credentials_file"),
+    "STATE_FILE_PATH": ("state_dir",),
+    "LOG_LEVEL": ("log", "level"),
 }
 
 TELLTALES: Final = (
@@ -40,8 +41,10 @@ TELLTALES: Final = (
 )
 """Variables that nobody sets for another program."""
 
-_YES: Final = frozenset({"true", "1", "yes", "on"})
-_NO: Final = frozenset({"false", "0", "no", "off"})
+_TLS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("true", "1", "yes", "on"), "insecure"),
+    **dict.fromkeys(("false", "0", "no", "off"), "verify"),
+}
 _LEVELS: Final = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
 
 
@@ -50,30 +53,41 @@ def in_use(environ: Mapping[str, str]) -> list[str]:
     return [name for name in TELLTALES if environ.get(name)]
 
 
-def read(environ: Mapping[str, str], place: Place) -> dict[str, Any]:
-    """The raw configuration that the script's variables stand for."""
-    given = {name: environ[name].strip() for name in _PATHS if environ.get(name, "").strip()}
-    if "SCRYPTED_PASSWORD" in given:
-        given["SCRYPTED_PASSWORD"] = environ["SCRYPTED_PASSWORD"]
-    place.origins.update({path: f"environment variable {name}" for name, path in _PATHS.items()})
-    source: dict[str, Any] = {"kind": "scrypted"}
-    store: dict[str, Any] = {"kind": "gcs"}
-    raw: dict[str, Any] = {"sources": {SOURCE: source}, "stores": {STORE: store}}
-    for name, value in given.items():
-        match name:
-            case "SCRYPTED_HOST":
-                source["url"] = _url(value)
-            case "ALLOW_SELF_SIGNED":
-                if (tls := _tls(value, place)) is not None:
-                    source["tls"] = tls
-            case "STATE_FILE_PATH":
-                raw["state_dir"] = str(Path(value).parent)
-            case "LOG_LEVEL":
-                raw["log"] = {"level": _LEVELS.get(value.lower(), value)}
-            case _:
-                section, _, key = _PATHS[name].rpartition(".")
-                (source if section.startswith("sources") else store)[key] = value
-    return raw
+class OriginalLayer(Layer):
+    """The configuration that the script's variables stand for; empty when none is in use."""
+
+    def __init__(self, place: Place, environ: Mapping[str, str]) -> None:
+        super().__init__(place)
+        if not in_use(environ):
+            return
+        self.table.update(sources={SOURCE: {"kind": "scrypted"}}, stores={STORE: {"kind": "gcs"}})
+        for name, keys in _KEYS.items():
+            origin, written = f"environment variable {name}", environ.get(name, "")
+            place.origins[".".join(keys)] = origin  # a missing one is reported by its name too
+            if not written.strip():
+                continue
+            if value := _meaning(name, written):
+                self.put(keys, value, origin)
+            else:
+                self.refuse(".".join(keys), "must be true or false")
+
+
+def _meaning(name: str, written: str) -> str | None:
+    """A variable's text as our own configuration writes it; None for neither yes nor no."""
+    value = written.strip()
+    match name:
+        case "SCRYPTED_PASSWORD":
+            return written
+        case "SCRYPTED_HOST":
+            return _url(value)
+        case "ALLOW_SELF_SIGNED":
+            return _TLS.get(value.lower())
+        case "STATE_FILE_PATH":
+            return str(Path(value).parent)
+        case "LOG_LEVEL":
+            return _LEVELS.get(value.lower(), value)
+        case _:
+            return value
 
 
 def _url(host: str) -> str:
@@ -85,12 +99,3 @@ def _url(host: str) -> str:
         host = f"[{host}]"
     has_port = ":" in host.rpartition("]")[2]
     return f"https://{host}" if has_port else f"https://{host}:{DEFAULT_PORT}"
-
-
-def _tls(value: str, place: Place) -> str | None:
-    if value.lower() in _YES:
-        return "insecure"
-    if value.lower() in _NO:
-        return "verify"
-    place.problems.append(Problem(_PATHS["ALLOW_SELF_SIGNED"], "must be true or false"))
-    return None
