@@ -64,8 +64,8 @@ class Connection(Generic[A]):
         try:
             async with self._open_adapter() as adapter:
                 self._adapter.set_result(adapter)
-                while self._leases or not self._retired:
-                    if self.blocked is not None and not self._retired:
+                while self._leases or not self.retired:
+                    if self.blocked is not None and not self.retired:
                         await self._recover(adapter)
                     else:
                         await self._moved.wait()
@@ -77,32 +77,35 @@ class Connection(Generic[A]):
             raise
 
     async def _recover(self, adapter: A) -> None:
-        while self.blocked is not None:
-            await self._pause(self._delay)
-            if self._retired:
-                return
+        while self.blocked is not None and not self.retired:
+            await self._unless_retired(self._clock.sleep(self._delay))
             try:
-                await self._probe(adapter)
+                await self._unless_retired(self._probe(adapter))
             except Blocked as err:
                 self.blocked = err
             except Transient as err:
                 self._log.debug("still blocked", part=self.part, reason=str(err))
             else:
-                self._unblock()
+                if not self.retired:
+                    self._unblock()
             self._delay = min(self._delay * 2, SLOWEST_PROBE_SECONDS)
 
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, but no longer than until the connection is retired."""
-        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
+    async def _unless_retired(self, work: Awaitable[object]) -> None:
+        """Do `work`, but give it up at once when the connection is retired: nobody needs it."""
+        working = asyncio.ensure_future(work)
         retiring = asyncio.ensure_future(self._retiring.wait())
         try:
-            await asyncio.wait({sleeping, retiring}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({working, retiring}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            sleeping.cancel()
             retiring.cancel()
+            working.cancel()
+            await asyncio.wait({working, retiring})
+        if not working.cancelled():
+            working.result()
 
     @property
-    def _retired(self) -> bool:
+    def retired(self) -> bool:
+        """No new work may be begun here."""
         return self._retiring.is_set()
 
     async def adapter(self) -> A:

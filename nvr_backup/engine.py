@@ -141,8 +141,8 @@ class Engine:
 
     def _routes(self) -> Routes:
         return Routes(
-            sources=self.sources,
-            stores=self.stores,
+            sources=dict(self.sources),
+            stores=dict(self.stores),
             keys=self._keys,
             chunk_size=self.settings.transfer.chunk_size,
             workers=self.settings.transfer.workers,
@@ -182,6 +182,8 @@ class Engine:
         self, name: str, connection: Connection[ClipSource], request: _Request
     ) -> None:
         cycle = request.cycle
+        if connection.retired:
+            return  # replaced while this cycle began: the next one lists its successor
         if connection.blocked is not None:
             cycle.failures.append((connection.part, connection.blocked.message))
             return

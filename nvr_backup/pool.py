@@ -35,6 +35,9 @@ LONGEST_DELAY: Final = timedelta(hours=6)
 
 JITTER: Final = 0.2
 
+LONGEST_NAP_SECONDS: Final = 60.0
+"""The backlog is looked at this often: `retry` works beside us, and clocks jump."""
+
 PATIENCE: Final = 10
 """A body found not to be a whole video this often in a row, the same way, is set aside (≈ 8 h)."""
 
@@ -129,7 +132,9 @@ class Pool:
                         claim = await self._claim(routes, patient)
                         if claim is None:
                             break
-                        self._begin(group, claim, routes, stop)
+                        if not self._begin(group, claim, routes, stop):
+                            await self._checkpoint.release(claim.copy)
+                            break
                     if not self.running and await idle():
                         break
                     await self._wait(routes, patient)
@@ -141,23 +146,24 @@ class Pool:
         self.wake()
 
     async def _wait(self, routes: Routes, patient: bool) -> None:
-        """Until something changes, or the next copy is due."""
-        due = None
-        if patient and len(self.running) < routes.workers:
-            due = await self._checkpoint.next_due(
-                sources=_open(routes.sources), stores=_open(routes.stores)
-            )
-        if due is None:
+        """Until something changes, the next copy is due, or LONGEST_NAP_SECONDS have passed."""
+        if not patient or len(self.running) >= routes.workers:
             await self._stir.wait()
             return
-        seconds = (due - self._clock.now()).total_seconds()
-        sleeping = asyncio.ensure_future(self._clock.sleep(max(1.0, min(seconds, 60.0))))
+        due = await self._checkpoint.next_due(
+            sources=_open(routes.sources), stores=_open(routes.stores)
+        )
+        seconds = LONGEST_NAP_SECONDS
+        if due is not None:
+            seconds = min(seconds, max(1.0, (due - self._clock.now()).total_seconds()))
+        sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
         stirring = asyncio.ensure_future(self._stir.wait())
         try:
             await asyncio.wait({sleeping, stirring}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             sleeping.cancel()
             stirring.cancel()
+            await asyncio.wait({sleeping, stirring})
 
     async def _claim(self, routes: Routes, patient: bool) -> Claim | None:
         busy = Counter(
@@ -175,9 +181,13 @@ class Pool:
 
     def _begin(
         self, group: asyncio.TaskGroup, claim: Claim, routes: Routes, stop: asyncio.Event
-    ) -> None:
+    ) -> bool:
+        """Start a transfer; False if a reload took its source or store away meanwhile."""
         source = routes.sources[claim.clip.camera.source]
         store = routes.stores[claim.store]
+        if source.retired or store.retired:
+            self.wake()
+            return False
         running = Running(claim, Activity(), self._clock.monotonic())
         self.running[claim.copy] = running
         self._tried.add(claim.copy)
@@ -194,6 +204,7 @@ class Pool:
                     self.wake()
 
         group.create_task(work(), name=f"carry {claim.copy}")
+        return True
 
     async def _carry(
         self,

@@ -16,15 +16,23 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from nvr_backup.database import LOCK_NAME, Database, transaction
+from nvr_backup.database import LOCK_NAME, CheckpointError, Database, transaction
 from nvr_backup.model import from_ms, to_ms
 from nvr_backup.rows import WATERMARKS, Tally, note_attempt
 
 OVERDUE: Final = timedelta(hours=2)
 """A clip that waits longer than this since it was planned means that something is behind."""
 
+FRESH: Final = timedelta(days=7)
+"""Only clips set aside within this time make a backup count as behind: what a person has had a week
+to look at, and cannot change because the clip is gone, must not hide the next trouble."""
+
 REASONS_SHOWN: Final = 5
 """Different reasons of overdue or set-aside clips that a status names; the rest is a number."""
+
+DAMAGED: Final = (
+    "Stop the daemon, keep a copy of the state folder, and put back the file from a backup of it."
+)
 
 State = Literal["waiting", "stored", "set_aside"]
 T = TypeVar("T")
@@ -91,11 +99,15 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """Copies that share a reason (None: never tried), with the start of the oldest."""
+    """Copies that share a reason (None: never tried), with the start of the oldest.
+
+    `fresh` of them came to it lately (FRESH).
+    """
 
     reason: str | None
     copies: int
     oldest: datetime
+    fresh: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +129,18 @@ async def ask(state_dir: Path, question: Callable[[sqlite3.Connection], T]) -> T
     with _opened(state_dir, writable=False) as database:
 
         def work(db: sqlite3.Connection) -> T:
-            db.execute("BEGIN")
             try:
-                return question(db)
-            finally:
-                db.execute("ROLLBACK")
+                db.execute("BEGIN")
+                try:
+                    return question(db)
+                finally:
+                    db.execute("ROLLBACK")
+            except sqlite3.OperationalError:
+                raise  # the Database has words for it
+            except sqlite3.DatabaseError as err:
+                raise CheckpointError(
+                    f"The checkpoint {database.path} is damaged: {err}.", hint=DAMAGED
+                ) from err
 
         return await database.run(work)
 
@@ -174,8 +193,8 @@ def status(db: sqlite3.Connection, *, now: datetime) -> Status:
     return Status(
         accounts=tuple(accounts(db)),
         uploading=tuple(_copies(db, "copy.claim = (SELECT max(id) FROM opening)", (), limit=100)),
-        overdue=tuple(_grounds(db, "waiting", listed_before=now - OVERDUE)),
-        set_aside=tuple(_grounds(db, "set_aside")),
+        overdue=tuple(_grounds(db, "waiting", now, listed_before=now - OVERDUE)),
+        set_aside=tuple(_grounds(db, "set_aside", now)),
         last_cycle=last_cycle(db),
     )
 
@@ -327,8 +346,8 @@ def retry(db: sqlite3.Connection, rows: Sequence[int] | None, *, now: datetime) 
     A set-aside copy starts afresh, a waiting one merely waits no longer; a stored one is left
     alone. `rows` of None means all that are set aside or put off.
     """
-    where = "(copy.state = 'set_aside' OR (copy.state = 'waiting' AND copy.not_before_ms > 0))"
-    values: tuple[object, ...] = ()
+    where = "(copy.state = 'set_aside' OR (copy.state = 'waiting' AND copy.not_before_ms > ?))"
+    values: tuple[object, ...] = (to_ms(now),)
     if rows is not None:
         where = "copy.state != 'stored' AND copy.id IN (SELECT value FROM json_each(?))"
         values = (json.dumps(list(rows)),)
@@ -400,18 +419,25 @@ def _copy(row: tuple[Any, ...]) -> Copy:
 
 
 def _grounds(
-    db: sqlite3.Connection, state: State, *, listed_before: datetime | None = None
+    db: sqlite3.Connection, state: State, now: datetime, *, listed_before: datetime | None = None
 ) -> list[Grounds]:
     """Reasons of the copies in this state, the most frequent first; the rest under the last."""
     before = 1 << 62 if listed_before is None else to_ms(listed_before)
     rows = db.execute(
-        "SELECT reason, count(*), min(copy.start_ms) FROM copy JOIN clip ON clip.id = copy.clip"  # noqa: S608 - state is ours
+        "SELECT reason, count(*), min(copy.start_ms), total(finished_ms > ?)"  # noqa: S608 - state is ours
+        " FROM copy JOIN clip ON clip.id = copy.clip"
         f" WHERE state = '{state}' AND listed_ms < ? GROUP BY reason ORDER BY 2 DESC, 3",
-        (before,),
+        (to_ms(now - FRESH), before),
     ).fetchall()
-    found = [Grounds(reason, number, from_ms(oldest)) for reason, number, oldest in rows]
+    found = [Grounds(why, number, from_ms(start), int(fresh)) for why, number, start, fresh in rows]
     shown, rest = found[:REASONS_SHOWN], found[REASONS_SHOWN:]
     if rest:
-        others = f"{len(rest)} other reasons"
-        shown.append(Grounds(others, sum(g.copies for g in rest), min(g.oldest for g in rest)))
+        shown.append(
+            Grounds(
+                f"{len(rest)} other reasons",
+                sum(grounds.copies for grounds in rest),
+                min(grounds.oldest for grounds in rest),
+                sum(grounds.fresh for grounds in rest),
+            )
+        )
     return shown
