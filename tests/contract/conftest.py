@@ -19,14 +19,17 @@ from typing import Protocol
 from urllib.parse import quote
 
 import aiohttp
+import google_crc32c
 import pytest
 from yarl import URL
 
 from nvr_backup.clock import SystemClock
+from nvr_backup.model import StoredObject
 from nvr_backup.ports import ClipStore
 from nvr_backup.stores.directory import DirectorySettings
 from nvr_backup.stores.directory import open_store as open_directory
 from tests.support.fake_gcs_server import FakeGcsServer, binary, fake_gcs_server
+from tests.support.fakes import FakeStore
 from tests.support.gcs_double import GcsDouble
 
 CHUNK = 256 * 1024
@@ -100,6 +103,27 @@ def _open_gcs(endpoint: str, bucket: str) -> AbstractAsyncContextManager[ClipSto
         name="offsite", bucket=bucket, endpoint=endpoint, chunk_size=CHUNK, retry_seconds=5.0
     )
     return open_store(settings, SystemClock())
+
+
+# -- the fake of the core's own tests ------------------------------------------------------------
+
+
+@asynccontextmanager
+async def memory(request: pytest.FixtureRequest) -> AsyncIterator[StoreCase]:
+    store = FakeStore()
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[ClipStore]:
+        yield store
+
+    async def visible() -> dict[str, bytes]:
+        return {key: data for key, (_, data) in store.objects.items()}
+
+    async def place(key: str, content: bytes) -> None:
+        crc32c = google_crc32c.value(content)
+        store.objects[key] = (StoredObject(key, len(content), crc32c, "1"), content)
+
+    yield StoreCase(opened, visible, place)
 
 
 # -- somebody else's emulator, as a process ------------------------------------------------------
@@ -184,6 +208,7 @@ class Opening(Protocol):
 
 
 STORES: dict[str, Opening] = {
+    "memory": memory,
     "directory": directory,
     "gcs-double": gcs_double,
     "fake-gcs-server": fake_gcs,

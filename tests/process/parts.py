@@ -144,6 +144,7 @@ class Backup:
     store_url: str = ""
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)
     credentials: Path | None = None
+    state_dir: Path | None = None
 
     @property
     def config(self) -> Path:
@@ -176,10 +177,10 @@ class Backup:
         }
         for name, changes in self.tables.items():
             tables[name] = {**tables.get(name, {}), **changes}
-        lines = [f"state_dir = {json.dumps(str(self.folder / 'state'))}"]
+        lines = [f"state_dir = {json.dumps(str(self.state_dir or self.folder / 'state'))}"]
         for name, table in tables.items():
             lines.append(f"[{name}]")
-            lines += [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+            lines += [f"{k} = {json.dumps(v)}" for k, v in table.items() if v is not None]
         self.config.write_text("\n".join(lines))
         self.config.chmod(0o600)
 

@@ -11,13 +11,16 @@ from typing import Any
 
 import aiohttp
 import pytest
+from gcloud.aio.storage import Storage
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nvr_backup.chunks import Chunk
+from nvr_backup.clock import SystemClock
 from nvr_backup.stores.gcs import body, replies, session
 from nvr_backup.stores.gcs.body import SLICE_BYTES, YIELD_BYTES, PiecesBody
 from nvr_backup.stores.gcs.client import GcsClient
+from nvr_backup.stores.gcs.credentials import Bearer
 from nvr_backup.stores.gcs.replies import Reply, Unanswered
 from nvr_backup.stores.gcs.settings import Endpoint, GcsSettings
 
@@ -295,7 +298,9 @@ def test_any_error_body_is_survived(status: int, junk: bytes) -> None:
 async def test_token_never_goes_to_another_server() -> None:
     place = Endpoint("http://127.0.0.1:9", False, True)
     async with aiohttp.ClientSession() as plain:
-        client = GcsClient(plain, place, GcsSettings("offsite", "b"), None)
+        bearer = Bearer(None, plain, SystemClock())
+        storage = Storage(session=plain, token=bearer, api_root=place.root, api_is_dev=False)
+        client = GcsClient(storage, place, GcsSettings("offsite", "b"))
         for address in ("http://127.0.0.1:10/x", "https://evil.example/"):
             with pytest.raises(ValueError, match="another server"):
                 await client.send("PUT", address)

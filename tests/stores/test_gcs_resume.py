@@ -336,6 +336,44 @@ async def test_old_session_whose_object_was_finished() -> None:
             await carry(store, BIG, resume=log.states[-1])
 
 
+async def test_lost_answer_and_lost_session_leave_a_doubt_that_is_told() -> None:
+    """We may not look; that the key is taken shows when another upload is opened."""
+    async with GcsDouble(anonymous_permissions=CREATOR) as gcs:
+        gcs.faults.add("last", Reset("after"))
+        gcs.faults.add("query", Status(410))
+        error = await fails(gcs, BIG, KeyTaken)
+        assert error.maybe_ours is True
+        assert stored_data(gcs) == BIG
+        assert len(gcs.sessions) == 1
+
+
+async def test_lost_session_that_made_nothing_leaves_no_doubt() -> None:
+    async with GcsDouble(anonymous_permissions=CREATOR) as gcs:
+        gcs.faults.add("last", Reset("before"))
+        gcs.faults.add("query", Status(410, lose_session=True))
+        await fails(gcs, BIG, StartOver)
+        assert kinds(gcs)[-4:] == ["query", "get", "initiate", "cancel"]
+        assert gcs.objects[BUCKET] == {}
+        await survives(gcs, BIG)
+
+
+async def test_old_session_whose_object_was_finished_without_permission_to_look() -> None:
+    async with (
+        GcsDouble(anonymous_permissions=CREATOR) as gcs,
+        opened(gcs) as (store, clock),
+    ):
+        log = Carried()
+        await carry(store, BIG, log=log)
+        clock.wall += timedelta(days=30)
+        with pytest.raises(KeyTaken) as caught:
+            await carry(store, BIG, resume=log.states[-1])
+        assert caught.value.maybe_ours is True
+        del gcs.objects[BUCKET][KEY]
+        with pytest.raises(StartOver):
+            await carry(store, BIG, resume=log.states[-1])
+        assert kinds(gcs)[-1] == "cancel"
+
+
 async def test_session_of_another_bucket_is_not_continued() -> None:
     async with GcsDouble(buckets=(BUCKET, "other")) as gcs:
         log = Carried()

@@ -126,7 +126,7 @@ class FakeSource:
             for item in self.recordings.values()
             if item.clip.camera.id == camera.id
             and item.clip.start < window.end
-            and (item.clip.end or item.clip.start) >= window.start
+            and (item.clip.end or item.clip.start) > window.start
         ]
         for clip in sorted(found, key=lambda clip: (clip.start, clip.id)):
             await asyncio.sleep(0)
@@ -184,6 +184,9 @@ class _Upload:
 
     async def send(self, chunk: Chunk) -> None:
         await asyncio.sleep(0)
+        if self._store.hold is not None:
+            self._store.held += 1
+            await self._store.hold.wait()
         self._store.faults.strike("send")
         await self._append(chunk)
         self._store.faults.strike("send-answer")
@@ -226,7 +229,10 @@ class _Upload:
 
 
 class FakeStore:
-    """A store in memory: create-only, resumable, with generations."""
+    """A store in memory: create-only, resumable, with generations.
+
+    While `hold` is there and not set, no chunk is taken; `held` counts those that had to wait.
+    """
 
     def __init__(self, *, may_stat: bool = True) -> None:
         self.objects: dict[str, tuple[StoredObject, bytes]] = {}
@@ -236,6 +242,8 @@ class FakeStore:
         self.received = 0
         self.discarded = 0
         self.most_in_memory = 0
+        self.hold: asyncio.Event | None = None
+        self.held = 0
         self.numbers = itertools.count(1)
         self._may_stat = may_stat
 

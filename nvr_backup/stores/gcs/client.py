@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
-from gcloud.aio.auth import AioSession
+from gcloud.aio.storage import Storage
 from yarl import URL
 
 from nvr_backup import __version__
 from nvr_backup.errors import Blocked
 from nvr_backup.stores.gcs.body import PiecesBody
-from nvr_backup.stores.gcs.credentials import Bearer
-from nvr_backup.stores.gcs.replies import Outcome, Reply, Unanswered
+from nvr_backup.stores.gcs.credentials import Bearer, NoToken
+from nvr_backup.stores.gcs.replies import Outcome, Reply, Unanswered, raised
 from nvr_backup.stores.gcs.settings import Endpoint, GcsSettings
 
 ANSWER_BYTES_LIMIT: Final = 16 * 1024 * 1024
@@ -33,64 +34,101 @@ UNSENT_BYTES: Final = 512 * 1024
 """What the kernel may hold without having sent it. Unlimited, a slow line would swallow megabytes
 at once, and the wait for the answer would look like a stall."""
 
+NO_NAMES: Final = frozenset({"", ".", ".."})
+"""No objects have these names. In gcloud-aio's URLs ".." would mean, and delete, the bucket."""
+
 Query = Mapping[str, str] | Sequence[tuple[str, str]]
-FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError)
-"""What aiohttp raises when an exchange fails for reasons outside this program."""
+Call = Callable[..., Awaitable[object]]
+FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError, NoToken)
+"""What is raised when an exchange fails for reasons outside this program."""
 
 
 def open_session(settings: GcsSettings) -> aiohttp.ClientSession:
-    """The connection pool of one store, apart from every source's; no total time limit."""
+    """The connection pool of one store, apart from every source's; no total time limit.
+
+    What gcloud-aio leaves to aiohttp is limited here: redirects and the size of answers.
+    """
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(_refuse_redirect)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
-            limit=CONNECTIONS_LIMIT, socket_factory=_SocketFactory(settings.stall_seconds)
+            limit=CONNECTIONS_LIMIT, socket_factory=partial(_socket, settings.stall_seconds)
         ),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_seconds),
+        timeout=aiohttp.ClientTimeout(
+            total=None,
+            connect=settings.stall_seconds,
+            sock_connect=settings.connect_seconds,
+            sock_read=settings.stall_seconds,
+        ),
+        response_class=_Answer,
+        trace_configs=[tracing],
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept-Encoding": "identity", "User-Agent": f"nvr-backup/{__version__}"},
     )
 
 
-class _SocketFactory:
-    """Makes sockets whose unacknowledged bytes fail after the stall limit, in the kernel too."""
+class _Answer(aiohttp.ClientResponse):
+    """An answer that nobody collects without bound."""
 
-    def __init__(self, stall_seconds: float) -> None:
-        self._stall_ms = max(1, int(stall_seconds * 1000))
+    async def read(self) -> bytes:
+        if self._body is None:
+            pieces, size = [], 0
+            try:
+                async for piece in self.content.iter_any():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > ANSWER_BYTES_LIMIT:
+                        raise aiohttp.ClientPayloadError("longer than any of this protocol")
+            except BaseException:
+                self.close()
+                raise
+            self._body = b"".join(pieces)
+        return await super().read()
 
-    def __call__(self, address: Any) -> socket.socket:
-        family, kind, protocol = address[:3]
-        made = socket.socket(family, kind, protocol)
-        for name, value in (
-            ("TCP_USER_TIMEOUT", self._stall_ms),
-            ("TCP_NOTSENT_LOWAT", UNSENT_BYTES),
-        ):
-            option = getattr(socket, name, None)  # both are Linux's
-            if option is not None:
-                made.setsockopt(socket.IPPROTO_TCP, option, value)
-        return made
+
+async def _refuse_redirect(
+    session: object, context: object, params: aiohttp.TraceRequestRedirectParams
+) -> None:
+    """aiohttp is about to follow: nothing here asks another address than the one it means."""
+    answer = params.response
+    raise aiohttp.ClientResponseError(
+        answer.request_info, (), status=answer.status, headers=answer.headers
+    )
+
+
+def _socket(stall_seconds: float, address: Any) -> socket.socket:
+    """A socket whose unacknowledged bytes fail after the stall limit, in the kernel too."""
+    made = socket.socket(*address[:3])
+    limits = {
+        "TCP_USER_TIMEOUT": max(1, int(stall_seconds * 1000)),
+        "TCP_NOTSENT_LOWAT": UNSENT_BYTES,
+    }
+    for name, value in limits.items():
+        option = getattr(socket, name, None)  # both are Linux's
+        if option is not None:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 class GcsClient:
-    """Requests to one bucket of one endpoint."""
+    """Requests to one bucket of one endpoint, all through one `Storage` of gcloud-aio.
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        endpoint: Endpoint,
-        settings: GcsSettings,
-        bearer: Bearer | None,
-    ) -> None:
-        self._session = AioSession(session)
-        self._bearer = bearer
+    Its `delete`, `download_metadata` and `list_objects` are called as they are. Uploads, streamed
+    reads and what it has no call for are requests of our own through its session.
+    """
+
+    def __init__(self, storage: Storage, endpoint: Endpoint, settings: GcsSettings) -> None:
+        self._storage = storage
+        self._bearer: Bearer = storage.token
+        # gcloud-aio would limit a whole exchange to 10 s.
+        self._timeout: aiohttp.ClientTimeout = storage.session.session.timeout
         self._stall_seconds = settings.stall_seconds
-        self._reading = aiohttp.ClientTimeout(
-            total=None, sock_connect=settings.connect_seconds, sock_read=settings.stall_seconds
-        )
-        self._bucket = settings.bucket
+        self._bucket = _quoted(settings.bucket)
         self.endpoint = endpoint
 
     def bucket_address(self, tail: str = "", query: Query | None = None) -> str:
         """The bucket itself, or with `tail` something below it."""
-        return f"{self.endpoint.root}/storage/v1/b/{_quoted(self._bucket)}{tail}{_query(query)}"
+        return f"{self.endpoint.root}/storage/v1/b/{self._bucket}{tail}{_query(query)}"
 
     def object_address(self, name: str, query: Query | None = None) -> str:
         """An object, whatever characters its name has."""
@@ -98,13 +136,25 @@ class GcsClient:
 
     def upload_address(self, kind: str) -> str:
         """Where objects are created, and only created: an existing one fails the condition."""
-        query = _query({"uploadType": kind, "ifGenerationMatch": "0"})
-        return f"{self.endpoint.root}/upload/storage/v1/b/{_quoted(self._bucket)}/o{query}"
+        root = f"{self.endpoint.root}/upload/storage/v1/b/{self._bucket}/o"
+        return f"{root}?uploadType={kind}&ifGenerationMatch=0"
 
     def owns_session(self, address: str) -> bool:
         """Whether a session's address is on this endpoint and, as far as it tells, this bucket."""
         path = urlsplit(address).path if self.endpoint.accepts(address) else ""
-        return bool(path) and ("/b/" not in path or f"/b/{_quoted(self._bucket)}/" in path)
+        return bool(path) and ("/b/" not in path or f"/b/{self._bucket}/" in path)
+
+    async def describe(self, name: str) -> Outcome:
+        """Ask for an object's resource."""
+        return await self._called(self._storage.download_metadata, name)
+
+    async def delete(self, name: str, query: Mapping[str, str]) -> Outcome:
+        """Delete an object, if it meets the conditions in `query`."""
+        return await self._called(self._storage.delete, name, params=query)
+
+    async def page(self, query: Mapping[str, str]) -> Outcome:
+        """Ask for one page of a listing."""
+        return await self._called(self._storage.list_objects, params=query)
 
     async def send(
         self,
@@ -119,48 +169,38 @@ class GcsClient:
         The stall limit counts anew whenever bytes leave or arrive. Raises Blocked for unusable
         credentials or a certificate that is not trusted.
         """
-        token = await self._token(address)
-        if isinstance(token, Unanswered):
-            return token
-        carried = {**(headers or {}), **_authorization(token)}
         try:
-            async with asyncio.timeout(None) as limit:
-                reply = await self._exchange(method, address, carried, body, limit)
+            async with await self._request(method, address, headers or {}, body) as response:
+                reply = Reply(response.status, response.headers, await response.read())
+                if isinstance(body, PiecesBody) and not body.complete:
+                    response.close()  # answered early: the rest of the body must not follow
+                return reply
         except FAILURES as err:
-            return self.unanswered(err)
-        self._heed(reply.status, token)
-        return reply
+            return self.failed(err)
 
     async def open(
         self, address: str, *, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse | Outcome:
         """GET bytes: a response still to be read and closed (200, 206), or the outcome instead."""
-        token = await self._token(address)
-        if isinstance(token, Unanswered):
-            return token
         try:
-            response: aiohttp.ClientResponse = await self._session.request(
-                "GET",
-                URL(address, encoded=True),
-                headers={**headers, **_authorization(token)},
-                auto_raise_for_status=False,
-                allow_redirects=False,
-                timeout=self._reading,
-            )
+            response = await self._request("GET", address, headers)
             if response.status in {200, 206}:
                 return response
             async with response:
-                reply = await _collect(response, _unwatched)
+                return Reply(response.status, response.headers, await response.read())
         except FAILURES as err:
-            return self.unanswered(err)
-        self._heed(reply.status, token)
-        return reply
+            return self.failed(err)
 
-    def unanswered(self, err: BaseException) -> Unanswered:
+    def failed(self, err: BaseException) -> Outcome:
         """What a failed exchange comes to; raises Blocked when the certificate is not trusted.
 
         Neither the error's text nor the error itself goes on: both may hold a session's URI.
         """
+        if isinstance(err, NoToken):
+            return err.outcome
+        if isinstance(err, aiohttp.ClientResponseError):
+            self._heed(err.status, err.request_info)
+            return raised(err)
         if isinstance(err, aiohttp.ClientConnectorCertificateError):
             raise Blocked(
                 f"The certificate of {self.endpoint.host} is not trusted.",
@@ -169,69 +209,62 @@ class GcsClient:
         sent = not isinstance(err, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
         return Unanswered(_in_words(err), sent=sent)
 
-    async def _exchange(
+    async def _called(self, call: Call, *names: str, **options: Any) -> Outcome:
+        """What a call of gcloud-aio comes to: it raises what `send` returns."""
+        if NO_NAMES.intersection(names):
+            return Reply(404)
+        try:
+            said = await call(self._bucket, *names, timeout=self._timeout, **options)
+        except FAILURES as err:
+            return self.failed(err)
+        except (ValueError, RecursionError):  # its text would be the body
+            said = None
+        return Reply(200, parsed=said)
+
+    async def _request(
         self,
         method: str,
         address: str,
         headers: Mapping[str, str],
-        body: PiecesBody | bytes | None,
-        limit: asyncio.Timeout,
-    ) -> Reply:
+        body: PiecesBody | bytes | None = None,
+    ) -> aiohttp.ClientResponse:
+        """The beginning of the answer; until then progress is watched, from then on `sock_read`."""
+        if not self.endpoint.accepts(address):
+            raise ValueError("a request to another server than the endpoint")
+        if self.endpoint.authenticated:
+            headers = {**headers, "Authorization": f"Bearer {await self._bearer.get()}"}
         now = asyncio.get_running_loop().time
-
-        def alive() -> None:
-            if not limit.expired():
-                limit.reschedule(now() + self._stall_seconds)
-
-        alive()
-        if isinstance(body, PiecesBody):
-            body.progress = alive
         try:
-            async with await self._session.request(
-                method,
-                URL(address, encoded=True),
-                headers=headers,
-                auto_raise_for_status=False,
-                allow_redirects=False,
-                data=body,
-            ) as response:
-                reply = await _collect(response, alive)
-                if isinstance(body, PiecesBody) and not body.complete:
-                    response.close()  # answered early: the rest of the body must not follow
-                return reply
+            async with asyncio.timeout(self._stall_seconds) as limit:
+
+                def alive() -> None:
+                    if not limit.expired():
+                        limit.reschedule(now() + self._stall_seconds)
+
+                if isinstance(body, PiecesBody):
+                    body.progress = alive
+                response: aiohttp.ClientResponse = await self._storage.session.request(
+                    method,
+                    URL(address, encoded=True),
+                    headers=headers,
+                    data=body,
+                    auto_raise_for_status=False,
+                    allow_redirects=False,
+                    timeout=self._timeout,
+                )
         finally:
             if isinstance(body, PiecesBody):
                 body.progress = _unwatched  # its writer may outlive the limit by a moment
+        self._heed(response.status, response.request_info)
+        return response
 
-    async def _token(self, address: str) -> str | Unanswered:
-        if not self.endpoint.accepts(address):
-            raise ValueError("a request to another server than the endpoint")
-        return "" if self._bearer is None else await self._bearer.get()
-
-    def _heed(self, status: int, token: str) -> None:
-        if status == 401 and self._bearer is not None:
-            self._bearer.forget(token)
-
-
-async def _collect(response: aiohttp.ClientResponse, alive: Callable[[], None]) -> Reply:
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in response.content.iter_any():
-        alive()
-        size += len(piece)
-        if size > ANSWER_BYTES_LIMIT:
-            response.close()
-            raise aiohttp.ClientPayloadError("the answer is longer than any of this protocol")
-        pieces.append(piece)
-    return Reply(response.status, response.headers, b"".join(pieces))
+    def _heed(self, status: int, request: aiohttp.RequestInfo) -> None:
+        if status == 401:
+            self._bearer.forget(request.headers.get("Authorization", ""))
 
 
 def _unwatched() -> None:
     """Progress that no limit waits for."""
-
-
-def _authorization(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _in_words(err: BaseException) -> str:

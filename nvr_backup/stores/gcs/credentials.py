@@ -23,7 +23,7 @@ from gcloud.aio.auth import Token
 
 from nvr_backup.clock import Clock
 from nvr_backup.errors import Blocked, ConfigError
-from nvr_backup.stores.gcs.replies import UNCLEAR, Reply, Unanswered, content
+from nvr_backup.stores.gcs.replies import Unanswered, content, is_unclear, raised
 from nvr_backup.stores.gcs.settings import GcsSettings, is_loopback
 
 SCOPE: Final = "https://www.googleapis.com/auth/devstorage.read_write"
@@ -88,10 +88,19 @@ def read_credentials(path: Path) -> dict[str, Any]:
     return key
 
 
+class NoToken(Exception):
+    """There is no access token at the moment; `outcome` says why."""
+
+    def __init__(self, outcome: Unanswered) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome
+
+
 class Bearer:
     """Yields the access token; one request for it at a time, shared by all who wait.
 
-    The file is read anew for every token, so that a replaced key needs no restart.
+    To gcloud-aio's `Storage` it is the `Token`. The file is read anew for every token, so that a
+    replaced key needs no restart.
     """
 
     def __init__(self, path: Path | None, session: aiohttp.ClientSession, clock: Clock) -> None:
@@ -102,34 +111,33 @@ class Bearer:
         self._value = ""
         self._replace_at = 0.0
 
-    async def get(self) -> str | Unanswered:
-        """A token believed valid. Raises Blocked when the credentials are no good."""
+    async def get(self) -> str:
+        """A token believed valid. Raises Blocked when the credentials are no good, or NoToken."""
         async with self._lock:
             if not self._value or self._clock.monotonic() >= self._replace_at:
-                fetched = await self._fetch()
-                if isinstance(fetched, Unanswered):
-                    return fetched
-                self._value = fetched
+                self._value = await self._fetch()
             return self._value
 
-    def forget(self, value: str) -> None:
-        """The server refused this token; a newer one stays."""
-        if value == self._value:
+    def forget(self, header: str) -> None:
+        """The server refused a request with this Authorization; a newer token stays."""
+        if header == f"Bearer {self._value}":
             self._value = ""
 
-    async def _fetch(self) -> str | Unanswered:
+    async def _fetch(self) -> str:
         try:
             token = await self._token()
             answer = await token.refresh(timeout=TOKEN_SECONDS_LIMIT)
         except aiohttp.ClientResponseError as err:
-            return self._refused(err)
+            raise self._refused(err) from None
         except (aiohttp.ClientError, TimeoutError, OSError) as err:
             if self._path is None:
                 raise Blocked(
                     "There are no Google credentials on this machine.",
                     hint="Set credentials_file to a service account's JSON key.",
                 ) from err
-            return Unanswered(f"no access token: {type(err).__name__}", sent=False)
+            raise NoToken(
+                Unanswered(f"no access token: {type(err).__name__}", sent=False)
+            ) from None
         except (jwt.PyJWTError, ValueError, KeyError, TypeError) as err:
             raise self._blocked(f"yielded no access token ({type(err).__name__})") from None
         self._replace_at = self._clock.monotonic() + answer.expires_in * USED_SHARE
@@ -145,15 +153,14 @@ class Bearer:
             file = io.StringIO(json.dumps(key))
         return Token(service_file=file, session=self._session, scopes=[SCOPE])
 
-    def _refused(self, err: aiohttp.ClientResponseError) -> Unanswered:
-        """The token server's error; its `message` is "reason: body" (gcloud-aio)."""
-        if err.status in UNCLEAR - {401} or err.status >= 500:
-            return Unanswered(f"no access token: {err.status}", sent=False, answered=True)
-        body = err.message[err.message.find("{") :]
-        said = content(Reply(err.status, {}, body.encode())) or {}
-        code = said.get("error")
+    def _refused(self, err: aiohttp.ClientResponseError) -> NoToken | Blocked:
+        """What the token server's error comes to."""
+        said = raised(err)
+        if isinstance(said, Unanswered) or (is_unclear(said) and err.status != 401):
+            return NoToken(Unanswered(f"no access token: {err.status}", sent=False, answered=True))
+        code = (content(said) or {}).get("error")
         named = f"{err.status} {code}" if isinstance(code, str) else str(err.status)
-        raise self._blocked(f"refused by Google ({named[:80]})") from err
+        return self._blocked(f"refused by Google ({named[:80]})")
 
     def _blocked(self, what: str) -> Blocked:
         if self._path is None:

@@ -7,7 +7,7 @@ never remove anything but one exact generation.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -16,7 +16,7 @@ from nvr_backup.clock import Clock
 from nvr_backup.errors import Blocked
 from nvr_backup.model import StoredObject
 from nvr_backup.stores.gcs.client import GcsClient
-from nvr_backup.stores.gcs.replies import Reply, content, is_unclear, stored_object
+from nvr_backup.stores.gcs.replies import Reply, content, stored_object
 from nvr_backup.stores.gcs.retry import RetryBudget
 from nvr_backup.stores.gcs.session import Ending, NewObject
 from nvr_backup.stores.gcs.settings import GcsSettings
@@ -69,13 +69,10 @@ class Destination:
 
     async def look(self, ending: Ending | None, budget: RetryBudget) -> Found:
         """Look under the key, where the permission storage.objects.get allows it."""
-        address = self._client.object_address(self.new.name)
-        while is_unclear(outcome := await self._client.send("GET", address)):
-            await budget.again(outcome)
-        budget.heard()
-        if not isinstance(outcome, Reply) or outcome.status != 200:
-            return Found(None, known=isinstance(outcome, Reply) and outcome.status == 404)
-        found = self.described(outcome)
+        reply = await budget.clear(lambda: self._client.describe(self.new.name))
+        if reply.status != 200:
+            return Found(None, known=reply.status == 404)
+        found = self.described(reply)
         if found is None:
             return Found(None, known=False)
         same = self.is_sent(found, ending) and _same(found.metadata, self.new.metadata)
@@ -85,13 +82,13 @@ class Destination:
         """Remove exactly this generation, if the store lets us; best effort."""
         if found.generation:
             exactly = only_generation(found.generation)
-            await self.courtesy("DELETE", self._client.object_address(self.new.name, exactly))
+            await self.courtesy(self._client.delete(self.new.name, exactly))
 
-    async def courtesy(self, method: str, address: str) -> None:
-        """Ask once, bounded in time, whatever comes of it."""
+    async def courtesy(self, request: Awaitable[object]) -> None:
+        """Wait for one request, bounded in time, whatever comes of it."""
         with suppress(TimeoutError, Blocked):
             async with asyncio.timeout(CLEANUP_SECONDS_LIMIT):
-                await self._client.send(method, address)
+                await request
 
 
 def only_generation(generation: str) -> dict[str, str]:

@@ -43,7 +43,7 @@ async def download(
                         yield rest
             except FAILURES as err:
                 opened.close()
-                await budget.again(client.unanswered(err))
+                await budget.again(client.failed(err))
                 continue
             finally:
                 opened.close()

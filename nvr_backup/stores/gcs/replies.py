@@ -17,6 +17,8 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
+import aiohttp
+
 from nvr_backup.errors import Blocked, NvrBackupError, Transient, Unfit
 from nvr_backup.model import StoredObject
 
@@ -36,11 +38,15 @@ _BEARER: Final = re.compile(r"\b(?:Bearer\s+|ya29\.)\S+", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A complete HTTP answer. Headers (a Location) and body stay out of every repr."""
+    """A complete HTTP answer; `parsed` is the body where gcloud-aio has parsed it already.
+
+    Headers (a Location) and body stay out of every repr.
+    """
 
     status: int
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: bytes = field(default=b"", repr=False)
+    parsed: object = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +68,21 @@ Outcome = Reply | Unanswered
 def content(reply: Reply) -> dict[str, Any] | None:
     """The body as a JSON object, or None."""
     try:
-        parsed = json.loads(reply.body)
+        parsed = json.loads(reply.body) if reply.parsed is None else reply.parsed
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def raised(err: aiohttp.ClientResponseError) -> Outcome:
+    """The answer that gcloud-aio has made an error of: its `message` is "reason: body".
+
+    aiohttp raises the same class, without headers, for an answer that is not HTTP. Only the status
+    of `err` may be shown: it knows the request's address and token too.
+    """
+    if err.headers is None:
+        return Unanswered("an answer that is not HTTP")
+    return Reply(err.status, err.headers, err.message.partition(": ")[2].encode())
 
 
 def is_unclear(outcome: Outcome) -> bool:

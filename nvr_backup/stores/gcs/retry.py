@@ -7,10 +7,18 @@ It must never wait for ever, and never wait through anything but the clock it wa
 from __future__ import annotations
 
 import random
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from nvr_backup.clock import Clock
-from nvr_backup.stores.gcs.replies import Outcome, Reply, exhausted, refusal, retry_after
+from nvr_backup.stores.gcs.replies import (
+    Outcome,
+    Reply,
+    exhausted,
+    is_unclear,
+    refusal,
+    retry_after,
+)
 
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 32.0
@@ -44,6 +52,13 @@ class RetryBudget:
     def heard(self) -> None:
         """The server answered something: it is there, whatever becomes of this step."""
         self._answered = True
+
+    async def clear(self, request: Callable[[], Awaitable[Outcome]]) -> Reply:
+        """The first clear answer to `request`; raises like `again` when there is none in time."""
+        while not isinstance(outcome := await request(), Reply) or is_unclear(outcome):
+            await self.again(outcome)
+        self.heard()
+        return outcome
 
     async def again(self, outcome: Outcome) -> None:
         """Return when it is time for another attempt after `outcome`.

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
+from gcloud.aio.storage import Storage
+
 from nvr_backup.clock import Clock
 from nvr_backup.errors import Blocked, Transient
 from nvr_backup.model import StoredObject, UploadState
@@ -21,10 +23,8 @@ from nvr_backup.stores.gcs.credentials import Bearer, find_credentials, read_cre
 from nvr_backup.stores.gcs.destination import Destination, only_generation
 from nvr_backup.stores.gcs.download import download
 from nvr_backup.stores.gcs.replies import (
-    Reply,
     content,
     is_bucket_missing,
-    is_unclear,
     refusal,
     stored_object,
 )
@@ -53,17 +53,20 @@ async def open_store(settings: GcsSettings, clock: Clock) -> AsyncIterator[ClipS
     """The store for `settings`, its connections closed at the end.
 
     Asks nothing of the network, so it works with the link down. Raises ConfigError for an
-    unusable endpoint or credentials file.
+    unusable endpoint or credentials file. To gcloud-aio `api_is_dev` means: send no token.
     """
     endpoint = find_endpoint(settings, os.environ)
     async with open_session(settings) as session:
-        bearer = None
-        if endpoint.authenticated:
-            path = find_credentials(settings, os.environ)
-            if path is not None:
-                read_credentials(path)
-            bearer = Bearer(path, session, clock)
-        yield GcsStore(GcsClient(session, endpoint, settings, bearer), clock, settings)
+        path = find_credentials(settings, os.environ) if endpoint.authenticated else None
+        if path is not None:
+            read_credentials(path)
+        storage = Storage(
+            session=session,
+            token=Bearer(path, session, clock),
+            api_root=endpoint.root,
+            api_is_dev=not endpoint.authenticated,
+        )
+        yield GcsStore(GcsClient(storage, endpoint, settings), clock, settings)
 
 
 class GcsStore:
@@ -82,12 +85,13 @@ class GcsStore:
         """
         doing = f"gs://{self._settings.bucket}"
         query = [("permissions", each) for each in (CREATE, GET, LIST, DELETE)]
-        address = self._client.bucket_address("/iam/testPermissions", query)
+        permissions = self._client.bucket_address("/iam/testPermissions", query)
+        bucket = self._client.bucket_address()
+        budget = self._budget(doing, PROBE_ATTEMPTS)
         try:
-            reply = await self._ask("GET", address, doing, attempts=PROBE_ATTEMPTS)
+            reply = await budget.clear(lambda: self._client.send("GET", permissions))
             if reply.status not in {200, 401, 403} or content(reply) is None:
-                bucket = self._client.bucket_address()
-                reply = await self._ask("GET", bucket, doing, attempts=PROBE_ATTEMPTS)
+                reply = await budget.clear(lambda: self._client.send("GET", bucket))
                 if reply.status == 200 and content(reply) is not None:
                     return Capabilities(stat=True, list=True, read=True, delete=True, resume=True)
         except Transient as err:
@@ -135,8 +139,8 @@ class GcsStore:
 
     async def stat(self, key: str) -> StoredObject | None:
         doing = self._step(key, "looking it up")
-        address = self._client.object_address(self._settings.prefix + key)
-        reply = await self._ask("GET", address, doing)
+        name = self._settings.prefix + key
+        reply = await self._budget(doing).clear(lambda: self._client.describe(name))
         if reply.status == 404 and not is_bucket_missing(reply):
             return None
         found = stored_object(content(reply) or {}, self._settings.prefix)
@@ -165,9 +169,9 @@ class GcsStore:
 
     async def delete(self, key: str, *, generation: str | None = None) -> None:
         doing = self._step(key, "deleting")
-        exactly = None if generation is None else only_generation(generation)
-        address = self._client.object_address(self._settings.prefix + key, exactly)
-        reply = await self._ask("DELETE", address, doing)
+        name = self._settings.prefix + key
+        exactly = {} if generation is None else only_generation(generation)
+        reply = await self._budget(doing).clear(lambda: self._client.delete(name, exactly))
         gone = reply.status in {204, 200, 404, 412} and not is_bucket_missing(reply)
         if not gone:
             raise refusal(reply, doing=doing)
@@ -182,7 +186,7 @@ class GcsStore:
             "fields": PAGE_FIELDS,
             **({"pageToken": token} if token else {}),
         }
-        reply = await self._ask("GET", self._client.bucket_address("/o", query), doing)
+        reply = await self._budget(doing).clear(lambda: self._client.page(query))
         if reply.status != 200:
             raise refusal(reply, doing=doing)
         page = content(reply)
@@ -193,17 +197,6 @@ class GcsStore:
         if None in found:
             raise Transient(f"{doing}: an entry of the listing makes no sense.")
         return [each for each in found if each is not None], str(page.get("nextPageToken") or "")
-
-    async def _ask(
-        self, method: str, address: str, doing: str, *, attempts: int = ATTEMPTS_LIMIT
-    ) -> Reply:
-        """The first clear answer; Blocked or Transient when there is none in time."""
-        budget = self._budget(doing, attempts)
-        while True:
-            outcome = await self._client.send(method, address)
-            if isinstance(outcome, Reply) and not is_unclear(outcome):
-                return outcome
-            await budget.again(outcome)
 
     def _budget(self, doing: str, attempts: int = ATTEMPTS_LIMIT) -> RetryBudget:
         return RetryBudget(

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 
 from nvr_backup.chunks import Chunk, Progress
@@ -86,9 +87,7 @@ class GcsUpload:
             self._stored = (await self._look()).ours
             return
         if self._clock.now() - state.created_at > SESSION_LIFE:
-            self._stored = (await self._look()).ours
-            if self._stored is None:
-                raise StartOver(f"{doing}: the upload session is too old.")
+            self._stored = await self._without_session("too old")
             return
         if not self._client.owns_session(state.session):
             raise StartOver(f"{doing}: the upload session belongs to another store.")
@@ -140,7 +139,7 @@ class GcsUpload:
         session = self._state.session
         if self._stored is None and session and self._client.owns_session(session):
             self._state = replace(self._state, session="")
-            await self._destination.courtesy("DELETE", session)
+            await self._destination.courtesy(self._client.send("DELETE", session))
 
     # -- through a session --------------------------------------------------------------------
 
@@ -151,16 +150,16 @@ class GcsUpload:
         budget = self._destination.budget(doing)
         headers, body = initiation(self._destination.new)
         address = self._client.upload_address("resumable")
+        opening = partial(self._client.send, "POST", address, headers=headers, body=body)
         session = None
         while not session:
-            outcome = await self._client.send("POST", address, headers=headers, body=body)
-            if isinstance(outcome, Reply) and outcome.status in _DONE:
-                session = outcome.headers.get("Location")
-            elif isinstance(outcome, Reply) and not is_unclear(outcome):
-                await self._conclude(outcome)
+            reply = await budget.clear(opening)
+            if reply.status not in _DONE:
+                await self._conclude(reply)
                 raise KeyTaken(f"{self._destination.step(doing)}: it is there.", maybe_ours=True)
+            session = reply.headers.get("Location")
             if not session:
-                await budget.again(outcome)
+                await budget.again(reply)
         if not self._client.owns_session(session):
             raise Blocked(
                 f"{self._destination.step(doing)}: the store named an upload address on another "
@@ -265,16 +264,27 @@ class GcsUpload:
             return await self._verified(reply)
         if is_corrupt(reply):
             raise StartOver(f"{doing}: the bytes did not arrive as sent{quoted(reply)}.")
-        taken, lost = is_taken(reply), of_session and reply.status in LOST_SESSION
-        if not taken and not lost:
+        if of_session and reply.status in LOST_SESSION:
+            return await self._without_session(f"gone ({reply.status})")
+        if not is_taken(reply):
             raise refusal(reply, doing=doing)
         found = await self._look()
         if found.ours is not None:
             return found.ours
-        if taken:
-            maybe_ours = self._maybe_created and not found.known
-            raise KeyTaken(f"{doing}: the key already holds an object.", maybe_ours=maybe_ours)
-        raise StartOver(f"{doing}: the upload session is gone ({reply.status}).")
+        maybe_ours = self._maybe_created and not found.known
+        raise KeyTaken(f"{doing}: the key already holds an object.", maybe_ours=maybe_ours)
+
+    async def _without_session(self, why: str) -> StoredObject:
+        """The object, if the last request of a session that is `why` did arrive; else raises."""
+        found = await self._look()
+        if found.ours is not None:
+            return found.ours
+        if self._maybe_created and not found.known:
+            # We may not look, but whether another upload can be opened tells if the key is taken.
+            self._state = replace(self._state, session="")
+            await self._open_session()
+            await self.discard()
+        raise StartOver(f"{self._destination.step('going on')}: the upload session is {why}.")
 
     async def _look(self) -> Found:
         """What lies under the key, if an earlier attempt gives a reason to look."""
