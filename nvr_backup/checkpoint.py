@@ -10,17 +10,16 @@ clips, a reach that moves before its clips are in the backlog.
 from __future__ import annotations
 
 import asyncio
-import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 from nvr_backup.database import FILE_NAME, CheckpointError, Database, EngineLock, transaction
 from nvr_backup.model import Camera, StoredObject, UploadState, from_ms, to_ms
-from nvr_backup.planner import Addition, KnownClip, Plan
+from nvr_backup.planner import Addition, KnownClip, Plan, Reach, Rules, first_reach
 from nvr_backup.rows import (
     WATERMARKS,
     Claim,
@@ -28,10 +27,22 @@ from nvr_backup.rows import (
     Tally,
     camera_row,
     clip_row,
+    first_use,
     insert_copy,
     note_attempt,
     read_claim,
+    read_reach,
+    write_reach,
 )
+
+BATCH: Final = 2000
+"""Clips planned in one transaction."""
+
+NO_OPENING: Final = 0
+"""Stands for an opening where there is none (`peek`): SQLite begins at 1."""
+
+_UNBELIEVABLE_MS: Final = 12 * 3600 * 1000
+"""A copy put off for longer than this was put off under a wrong clock: it is due."""
 
 
 class Checkpoint:
@@ -85,7 +96,7 @@ class Checkpoint:
         Raises CheckpointError or ConfigError like `open`.
         """
         database = await asyncio.to_thread(cls._to_look_at, state_dir)
-        return cls(database, EngineLock(state_dir), opening=0)
+        return cls(database, EngineLock(state_dir), opening=NO_OPENING)
 
     @staticmethod
     def _to_look_at(state_dir: Path) -> Database:
@@ -101,16 +112,48 @@ class Checkpoint:
 
     # -- planning -----------------------------------------------------------------------------
 
-    async def reaches(self, camera: Camera) -> Mapping[str, datetime]:
-        """How far the camera's listings have reached, by store."""
-        sql = (
-            "SELECT store, listed_until_ms FROM reach JOIN camera ON camera.id = reach.camera"
-            " WHERE source = ? AND source_id = ?"
-        )
-        rows = await self._database.run(
-            lambda db: db.execute(sql, (camera.source, camera.id)).fetchall()
-        )
-        return {store: from_ms(until) for store, until in rows}
+    async def note_pairs(self, pairs: Collection[tuple[str, str]], now: datetime) -> None:
+        """Remember when each (source, store) was first configured: `backfill` counts from then.
+
+        Nothing for one that only looks.
+        """
+        if self._opening == NO_OPENING:
+            return
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=True):
+                db.executemany(
+                    "INSERT OR IGNORE INTO meta VALUES (?, ?)",
+                    [(f"since {source} {store}", str(to_ms(now))) for source, store in pairs],
+                )
+
+        await self._database.run(work)
+
+    async def begin_reaches(
+        self, cameras: Collection[Camera], stores: Collection[str], *, rules: Rules, now: datetime
+    ) -> None:
+        """Fix where the listings of new cameras begin.
+
+        The first cameras that a source ever shows begin a backfill before the source was
+        configured, however long it took to reach it; later ones a backfill before now.
+        """
+
+        def work(db: sqlite3.Connection) -> None:
+            with transaction(db, durable=True):
+                for store in stores:
+                    new = [camera for camera in cameras if store not in read_reach(db, camera)]
+                    for source in {camera.source for camera in new}:
+                        since = min(first_use(db, source, store, now), now)
+                        for camera in new:
+                            if camera.source == source:
+                                reach = first_reach(rules, since)
+                                write_reach(db, camera_row(db, camera), store, reach)
+
+        await self._database.run(work)
+
+    async def reaches(self, camera: Camera) -> Mapping[str, Reach]:
+        """How far the camera's listings have come, by store."""
+        return await self._database.run(lambda db: read_reach(db, camera))
 
     async def latest_start(self, camera: Camera) -> datetime | None:
         """The start of the latest clip of the camera on record."""
@@ -148,18 +191,25 @@ class Checkpoint:
         ]
 
     async def apply(self, camera: Camera, plan: Plan, *, keys: Keys, now: datetime) -> int:
-        """Put a plan's clips into the backlog, in one transaction; returns the copies added."""
+        """Put a plan's clips into the backlog; returns the copies added.
 
-        def work(db: sqlite3.Connection) -> int:
+        At most BATCH clips in a transaction, so that outcomes need not wait long for their turn.
+        """
+
+        def work(db: sqlite3.Connection, part: Sequence[Addition]) -> int:
             with transaction(db, durable=True):
                 row = camera_row(db, camera)
                 for new in plan.new_ids:
                     db.execute(
                         "UPDATE OR IGNORE clip SET source_id = ? WHERE id = ?", (new.id, new.row)
                     )
-                return sum(self._add(db, row, addition, keys, now) for addition in plan.additions)
+                return sum(self._add(db, row, addition, keys, now) for addition in part)
 
-        return await self._database.run(work)
+        added = 0
+        for start in range(0, max(1, len(plan.additions)), BATCH):
+            part = plan.additions[start : start + BATCH]
+            added += await self._database.run(lambda db, part=part: work(db, part))  # type: ignore[misc]
+        return added
 
     def _add(
         self, db: sqlite3.Connection, camera: int, addition: Addition, keys: Keys, now: datetime
@@ -189,17 +239,14 @@ class Checkpoint:
             insert_copy(db, row, camera=camera, clip=clip, store=store, keys=keys)
         return len(addition.stores)
 
-    async def advance(self, camera: Camera, reaches: Mapping[str, datetime]) -> None:
+    async def advance(self, camera: Camera, reaches: Mapping[str, Reach]) -> None:
         """Record how far the camera has been listed. Only after `apply` of what was listed."""
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=True):
                 row = camera_row(db, camera)
-                db.executemany(
-                    "INSERT INTO reach VALUES (?, ?, ?) ON CONFLICT (camera, store)"
-                    " DO UPDATE SET listed_until_ms = excluded.listed_until_ms",
-                    [(row, store, to_ms(until)) for store, until in reaches.items()],
-                )
+                for store, reach in reaches.items():
+                    write_reach(db, row, store, reach)
 
         await self._database.run(work)
 
@@ -270,29 +317,27 @@ class Checkpoint:
     ) -> tuple[int, int] | None:
         """(start_ms, copy) of the oldest free copy."""
         for copy, start in db.execute(
-            "SELECT id, start_ms FROM copy WHERE state = 'waiting' AND store = ? AND camera = ?"
-            " AND not_before_ms <= ? AND claim IS NOT ? ORDER BY start_ms, id",
-            (store, camera, due_ms, self._opening),
+            "SELECT id, start_ms FROM copy WHERE state = 'waiting' AND store = ?1 AND camera = ?2"
+            " AND (not_before_ms <= ?3 OR not_before_ms > ?3 + ?4) AND claim IS NOT ?5"
+            " ORDER BY start_ms, id",
+            (store, camera, due_ms, _UNBELIEVABLE_MS, self._opening),
         ):
             if copy not in skip:
                 return start, copy
         return None
 
-    async def next_due(
-        self, *, sources: Collection[str], stores: Collection[str]
-    ) -> datetime | None:
-        """The earliest `not_before` of the free waiting copies from `sources` to `stores`."""
+    async def next_due(self, stores: Collection[str], now: datetime) -> datetime | None:
+        """The earliest `not_before` after `now` of a waiting copy for `stores`."""
         sql = (
-            "SELECT min(not_before_ms) FROM copy JOIN camera ON camera.id = copy.camera"
-            " WHERE state = 'waiting' AND claim IS NOT ?"
-            " AND store IN (SELECT value FROM json_each(?))"
-            " AND source IN (SELECT value FROM json_each(?))"
+            "SELECT not_before_ms FROM copy WHERE state = 'waiting' AND store = ?"
+            " AND not_before_ms > ? ORDER BY not_before_ms LIMIT 1"
         )
-        names = (json.dumps(list(stores)), json.dumps(list(sources)))
-        row = await self._database.run(
-            lambda db: db.execute(sql, (self._opening, *names)).fetchone()
-        )
-        return None if row[0] is None else from_ms(row[0])
+
+        def work(db: sqlite3.Connection) -> list[int]:
+            rows = (db.execute(sql, (store, to_ms(now))).fetchone() for store in stores)
+            return [row[0] for row in rows if row is not None]
+
+        return min(map(from_ms, await self._database.run(work)), default=None)
 
     async def save_upload(self, copy: int, state: UploadState) -> None:
         """Remember how far an upload is.
@@ -371,31 +416,51 @@ class Checkpoint:
                     ),
                 )
                 db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
+                db.execute(
+                    "INSERT OR IGNORE INTO meta"
+                    " SELECT 'stored in ' || store, '1' FROM copy WHERE id = ?",
+                    (copy,),
+                )
                 note_attempt(db, copy, "stored", "", tally=tally, now=now)
 
         await self._database.run(work)
 
-    async def release(self, copy: int) -> None:
-        """Back to the backlog as it was: the clip is not to blame (drain, blocked store)."""
+    async def release(self, copy: int, reason: str | None = None) -> None:
+        """Back to the backlog as it was: the clip is not to blame (drain, blocked store).
+
+        A `reason` is kept: a clip that blocks its store again the same way is to be put off.
+        """
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=False):
-                db.execute("UPDATE copy SET claim = NULL WHERE id = ?", (copy,))
+                db.execute(
+                    "UPDATE copy SET claim = NULL, reason = ifnull(?, reason) WHERE id = ?",
+                    (reason, copy),
+                )
 
         await self._database.run(work)
 
     async def put_off(
-        self, copy: int, reason: str, *, not_before: datetime, tally: Tally, now: datetime
+        self,
+        copy: int,
+        reason: str,
+        *,
+        again: int,
+        not_before: datetime,
+        tally: Tally,
+        now: datetime,
     ) -> None:
-        """Back to the backlog after a failure, not to be tried before `not_before`."""
+        """Back to the backlog after a failure, not to be tried before `not_before`.
+
+        `again` counts the latest failures of the same kind, this one included.
+        """
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=True):
                 db.execute(
-                    "UPDATE copy SET claim = NULL, attempts = attempts + 1, not_before_ms = ?1,"
-                    " same_reason = CASE WHEN reason IS ?2 THEN same_reason + 1 ELSE 1 END,"
-                    " reason = ?2 WHERE id = ?3",
-                    (to_ms(not_before), reason, copy),
+                    "UPDATE copy SET claim = NULL, attempts = attempts + 1, not_before_ms = ?,"
+                    " same_reason = ?, reason = ? WHERE id = ?",
+                    (to_ms(not_before), again, reason, copy),
                 )
                 note_attempt(db, copy, "failed", reason, tally=tally, now=now)
 
@@ -427,10 +492,11 @@ class Checkpoint:
 
     async def has_stored(self, store: str) -> bool:
         """Whether any clip was ever stored there."""
-        sql = "SELECT 1 FROM copy WHERE store = ? AND state = 'stored' LIMIT 1"
-        return await self._database.run(lambda db: db.execute(sql, (store,)).fetchone()) is not None
+        name = f"stored in {store}"
+        sql = "SELECT 1 FROM meta WHERE name = ?"
+        return await self._database.run(lambda db: db.execute(sql, (name,)).fetchone()) is not None
 
     async def watermarks(self) -> dict[tuple[str, str, str], datetime]:
-        """By (source, camera name, store): everything that ended before it is accounted for."""
+        """By (source, camera id, store): everything that ended before it is accounted for."""
         rows = await self._database.run(lambda db: db.execute(WATERMARKS).fetchall())
-        return {(source, name, store): from_ms(mark) for source, name, store, mark in rows}
+        return {(source, id_, store): from_ms(mark) for source, id_, store, mark in rows}

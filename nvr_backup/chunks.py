@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import google_crc32c
+
+TINY: Final = 4096
+"""Bytes; a piece that is smaller joins a small one before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +68,11 @@ class Chunk:
         return iter(self._pieces)
 
     def append(self, piece: bytes) -> None:
-        """Add the next bytes."""
-        self._pieces.append(piece)
+        """Add the next bytes. Tiny pieces are joined, else each would cost more than it holds."""
+        if len(piece) < TINY and self._pieces and len(self._pieces[-1]) < TINY:
+            self._pieces[-1] += piece
+        else:
+            self._pieces.append(piece)
         self.end += len(piece)
 
     def drop_until(self, offset: int) -> None:

@@ -39,6 +39,7 @@ class Connection(Generic[A]):
         clock: Clock,
         log: FilteringBoundLogger,
         changed: Callable[[], None],
+        probe_first: bool = False,
     ) -> None:
         self.part = part
         self.blocked: Blocked | None = None
@@ -48,6 +49,7 @@ class Connection(Generic[A]):
         self._clock = clock
         self._log = log
         self._changed = changed
+        self._probe_first = probe_first
         self._adapter: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._leases = 0
         self._delay = FIRST_PROBE_SECONDS
@@ -64,6 +66,8 @@ class Connection(Generic[A]):
         try:
             async with self._open_adapter() as adapter:
                 self._adapter.set_result(adapter)
+                if self._probe_first:
+                    await self._look_first(adapter)
                 while self._leases or not self.retired:
                     if self.blocked is not None and not self.retired:
                         await self._recover(adapter)
@@ -75,6 +79,14 @@ class Connection(Generic[A]):
                 self._adapter.set_exception(err)
                 self._adapter.exception()  # seen: it is raised here as well
             raise
+
+    async def _look_first(self, adapter: A) -> None:
+        try:
+            await self._unless_retired(self._probe(adapter))
+        except Blocked as err:
+            self.block(err)
+        except Transient as err:
+            self._log.debug("not probed", part=self.part, reason=str(err))
 
     async def _recover(self, adapter: A) -> None:
         while self.blocked is not None and not self.retired:
@@ -135,7 +147,7 @@ class Connection(Generic[A]):
 
     def worked(self) -> None:
         """Real work has succeeded: the trouble, if there was one, is over."""
-        if self._on_trial:
+        if self._on_trial and self.blocked is None:
             self._on_trial = False
             self._delay = FIRST_PROBE_SECONDS
             if self._relapsed:

@@ -13,7 +13,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Final, TypeVar
@@ -165,18 +165,20 @@ class Database:
     def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
             return work(self._connection)
-        except sqlite3.OperationalError as err:
+        except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+            raise  # a bug of ours
+        except sqlite3.DatabaseError as err:
             raise CheckpointError(
                 f"The checkpoint {self.path} cannot be read or written: {err}.",
-                hint="Look for a full or failing disk, then start the service again: "
-                "what was recorded is safe.",
+                hint="Look for a full or failing disk and start again; what was recorded is safe.",
             ) from err
 
     def close(self) -> None:
         """Finish what was begun and close; short, and safe to call twice."""
         if not self._closed:
             self._closed = True
-            self._executor.submit(self._connection.close).result()
+            with suppress(sqlite3.Error):  # every outcome is on the disk already
+                self._executor.submit(self._connection.close).result()
             self._executor.shutdown()
 
 
@@ -196,12 +198,8 @@ def transaction(connection: sqlite3.Connection, *, durable: bool) -> Iterator[No
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    try:
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:
+        if connection.in_transaction:  # SQLite itself rolls back on some errors (a full disk)
             connection.execute("ROLLBACK")
         raise

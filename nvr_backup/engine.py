@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import TypeVar
 
@@ -21,41 +20,19 @@ from nvr_backup.adapters import open_source, open_store
 from nvr_backup.checkpoint import Checkpoint
 from nvr_backup.clock import Clock
 from nvr_backup.connections import Connection
-from nvr_backup.errors import Blocked, Transient
-from nvr_backup.keys import candidates
+from nvr_backup.cycle import Cycle, Listing, Request, every_camera
+from nvr_backup.keys import DEFAULT_TEMPLATE, candidates
 from nvr_backup.logs import Troubles
 from nvr_backup.model import Camera, Clip
 from nvr_backup.planner import Rules
 from nvr_backup.pool import Pool, Routes
 from nvr_backup.ports import ClipSource, ClipStore
+from nvr_backup.rows import Keys
 from nvr_backup.scheduler import Cron, Every, Rule, Scheduler
 from nvr_backup.settings import Schedule, Settings, SourceSettings, StoreSettings
-from nvr_backup.survey import Survey
+from nvr_backup.transfer import Drained, drained_by
 
 A = TypeVar("A")
-
-
-@dataclass(slots=True)
-class Cycle:
-    """What one cycle's listing found; `failures` are (part or camera, reason)."""
-
-    started: datetime
-    cameras: list[Camera] = field(default_factory=list)
-    listed: int = 0
-    planned: int = 0
-    ahead: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
-    additions: list[Clip] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """What to list, and where to note what came of it."""
-
-    cycle: Cycle
-    since: datetime | None
-    wanted: Callable[[Camera], bool]
-    dry_run: bool
 
 
 class Engine:
@@ -83,12 +60,14 @@ class Engine:
         self._source_settings: dict[str, SourceSettings] = {}
         self._store_settings: dict[str, tuple[StoreSettings, int]] = {}
         self._watermarks: dict[tuple[str, str, str], datetime] = {}
+        self._missed: set[str] = set()  # sources the latest cycle could not list
 
     # -- wiring -------------------------------------------------------------------------------
 
     async def apply(self, settings: Settings) -> None:
         """Take over settings: parts that did not change keep their connections."""
         self.settings = settings
+        before = (self._source_settings, self._store_settings)
         for name, new in settings.sources.items():
             if self._source_settings.get(name) != new:
                 _retire(self.sources, name)
@@ -109,7 +88,14 @@ class Engine:
         }
         if self.scheduler is not None:
             self.scheduler.reschedule(_rule(settings.schedule))
+            if before != (self._source_settings, self._store_settings):
+                self._cycle_soon()
         self.pool.wake()
+
+    def _cycle_soon(self) -> None:
+        """Something can be listed that could not be before; a cron's hours are respected."""
+        if self.scheduler is not None and self.settings.schedule.every is not None:
+            self.scheduler.trigger()
 
     def _connect_source(self, name: str, settings: SourceSettings) -> Connection[ClipSource]:
         connection: Connection[ClipSource] = Connection(
@@ -118,10 +104,19 @@ class Engine:
             lambda source: source.cameras(),
             clock=self._clock,
             log=self._log,
-            changed=self.pool.wake,
+            changed=lambda: self._source_changed(name),
         )
         self._group.create_task(connection.live(), name=connection.part)
         return connection
+
+    def _source_changed(self, name: str) -> None:
+        """It blocked or recovered; a cycle that it missed is caught up at once."""
+        self.pool.wake()
+        source = self.sources.get(name)
+        if source is not None and source.blocked is None and name in self._missed:
+            self._missed.discard(name)
+            if self.scheduler is not None:
+                self.scheduler.trigger()
 
     def _connect_store(
         self, name: str, settings: StoreSettings, chunk_size: int, *, used_before: bool
@@ -135,6 +130,7 @@ class Engine:
             clock=self._clock,
             log=self._log,
             changed=self.pool.wake,
+            probe_first=True,
         )
         self._group.create_task(connection.live(), name=connection.part)
         return connection
@@ -143,13 +139,19 @@ class Engine:
         return Routes(
             sources=dict(self.sources),
             stores=dict(self.stores),
-            keys=self._keys,
+            keys=self._keys(),
             chunk_size=self.settings.transfer.chunk_size,
             workers=self.settings.transfer.workers,
         )
 
-    def _keys(self, store: str, clip: Clip) -> Iterator[str]:
-        return candidates(self.settings.stores[store].key_template, clip)
+    def _keys(self) -> Keys:
+        """Object keys by the present templates, for as long as a survey or transfer needs them."""
+        templates = {name: store.key_template for name, store in self.settings.stores.items()}
+
+        def keys(store: str, clip: Clip) -> Iterator[str]:
+            return candidates(templates.get(store, DEFAULT_TEMPLATE), clip)
+
+        return keys
 
     def retire(self) -> None:
         """Close every connection as soon as nothing uses it."""
@@ -164,106 +166,50 @@ class Engine:
         self,
         *,
         since: datetime | None = None,
-        wanted: Callable[[Camera], bool] = lambda _: True,
+        wanted: Callable[[Camera], bool] = every_camera,
         dry_run: bool = False,
     ) -> Cycle:
         """List every wanted camera of every source and plan what is new.
 
         A source or camera that cannot be listed is a failure of the cycle, not an error.
         """
-        cycle = Cycle(self._clock.now())
+        settings = self.settings
+        routes = {name: settings.stores_of(name) for name in self.sources}
+        if not dry_run:
+            pairs = [(name, store) for name, stores in routes.items() for store in stores]
+            await self.checkpoint.note_pairs(pairs, self._clock.now())
+        schedule = settings.schedule
+        request = Request(
+            rules=Rules(schedule.settle, schedule.lookback, schedule.backfill),
+            keys=self._keys(),
+            since=since,
+            wanted=wanted,
+            dry_run=dry_run,
+        )
+        listing = Listing(
+            request,
+            Cycle(self._clock.now()),
+            self.checkpoint,
+            clock=self._clock,
+            log=self._log,
+            troubles=self._troubles,
+            found=self.pool.wake,
+        )
         async with asyncio.TaskGroup() as group:
             for name, source in list(self.sources.items()):
-                request = _Request(cycle, since, wanted, dry_run)
-                group.create_task(self._list_source(name, source, request), name=f"list {name}")
-        return cycle
-
-    async def _list_source(
-        self, name: str, connection: Connection[ClipSource], request: _Request
-    ) -> None:
-        cycle = request.cycle
-        if connection.retired:
-            return  # replaced while this cycle began: the next one lists its successor
-        if connection.blocked is not None:
-            cycle.failures.append((connection.part, connection.blocked.message))
-            return
-        with connection.lease():
-            source = await connection.adapter()
-            schedule = self.settings.schedule
-            survey = Survey(
-                source=source,
-                stores=self.settings.stores_of(name),
-                checkpoint=self.checkpoint,
-                rules=Rules(schedule.settle, schedule.lookback, schedule.backfill),
-                keys=self._keys,
-                dry_run=request.dry_run,
-            )
-            try:
-                cameras = [camera for camera in await source.cameras() if request.wanted(camera)]
-                cycle.cameras += cameras
-                for camera in cameras:
-                    await self._list_camera(cycle, survey, camera, request.since)
-            except Blocked as err:
-                connection.block(err)
-                cycle.failures.append((connection.part, str(err)))
-            except Transient as err:
-                self._troubles.failed(
-                    connection.part,
-                    self._log,
-                    "source not listed",
-                    part=connection.part,
-                    reason=err.message,
-                    hint=err.hint,
+                group.create_task(
+                    listing.source(name, source, routes.get(name, ())), name=f"list {name}"
                 )
-                cycle.failures.append((connection.part, str(err)))
-            else:
-                connection.worked()
-                self._troubles.recovered(
-                    connection.part, self._log, "source listed again", part=connection.part
-                )
-
-    async def _list_camera(
-        self, cycle: Cycle, survey: Survey, camera: Camera, since: datetime | None
-    ) -> None:
-        log = self._log.bind(source=camera.source, camera=camera.name)
-        trouble = f"{camera.source}/{camera.id}"
-        try:
-            found = await survey.camera(camera, now=self._clock.now(), since=since)
-        except Transient as err:
-            self._troubles.failed(
-                trouble, log, "camera not listed", reason=err.message, hint=err.hint
-            )
-            cycle.failures.append((f"camera {camera.name}", str(err)))
-            return
-        self._troubles.recovered(trouble, log, "camera listed again")
-        cycle.listed += found.listed
-        cycle.planned += found.planned
-        cycle.ahead += found.ahead
-        cycle.additions += found.additions
-        if found.ahead:
-            self._troubles.failed(
-                f"{trouble}/ahead",
-                log,
-                "clips from the future",
-                clips=found.ahead,
-                hint="Compare the clocks of the recorder and of this machine (NTP).",
-            )
-        else:
-            self._troubles.recovered(f"{trouble}/ahead", log, "clocks agree again")
-        if found.planned:
-            self.pool.wake()
+        self._missed |= listing.cycle.missed
+        return listing.cycle
 
     # -- the daemon ---------------------------------------------------------------------------
 
     async def run(self, stop: asyncio.Event) -> None:
         """Cycle by the schedule and carry, until `stop` is set and the pool has drained."""
+        last = await self.checkpoint.last_cycle()
         rule = _rule(self.settings.schedule)
-        self.scheduler = Scheduler(
-            rule,
-            self._clock,
-            await self.checkpoint.last_cycle(),
-            record=self.checkpoint.record_cycle,
-        )
+        self.scheduler = Scheduler(rule, self._clock, last, record=self.checkpoint.record_cycle)
         if isinstance(rule, Every):
             self.scheduler.trigger()  # a start may follow a repair or a new configuration
         async with asyncio.TaskGroup() as group:
@@ -323,19 +269,26 @@ class Engine:
         stop: asyncio.Event,
         *,
         since: datetime | None = None,
-        wanted: Callable[[Camera], bool] = lambda _: True,
+        wanted: Callable[[Camera], bool] = every_camera,
     ) -> Cycle:
-        """One cycle: list, then try every waiting clip of the wanted cameras once."""
+        """One cycle: list, then try every waiting clip of the wanted cameras once.
+
+        A cycle for some cameras or another stretch than usual does not count as the schedule's.
+        """
         self.pool.cameras = wanted
         listing = asyncio.Event()
 
         async def idle() -> bool:
             return listing.is_set()
 
+        cycle = Cycle(self._clock.now())
         async with asyncio.TaskGroup() as group:
             carrying = group.create_task(self.pool.run(stop, idle=idle, patient=False))
-            await self.checkpoint.record_cycle(self._clock.now())
-            cycle = await self.list_all(since=since, wanted=wanted)
+            if wanted is every_camera and since is None:
+                await self.checkpoint.record_cycle(cycle.started)
+            with suppress(Drained):
+                async with drained_by(stop):
+                    cycle = await self.list_all(since=since, wanted=wanted)
             listing.set()
             self.pool.wake()
             await carrying

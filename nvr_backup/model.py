@@ -11,19 +11,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
+from typing import Final
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
 
 
 def to_ms(moment: datetime) -> int:
     """Milliseconds since the epoch (exact, floor)."""
-    return (moment - _EPOCH) // _MS
+    return (moment - EPOCH) // _MS
 
 
 def from_ms(ms: int) -> datetime:
     """An aware UTC time from milliseconds since the epoch; OverflowError outside years 1-9999."""
-    return _EPOCH + ms * _MS
+    return EPOCH + ms * _MS
 
 
 def _require_utc(moment: datetime, what: str) -> None:
@@ -31,13 +32,28 @@ def _require_utc(moment: datetime, what: str) -> None:
         raise ValueError(f"{what} must be an aware UTC time, not {moment!r}")
 
 
+def _require_text(text: str, what: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as err:
+            raise ValueError(f"{what} is no valid text") from err
+
+
 @dataclass(frozen=True, slots=True)
 class Camera:
-    """A camera of a source. `id` survives a rename and, where the source allows, re-adding."""
+    """A camera of a source. `id` survives a rename and, where the source allows, re-adding.
+
+    ValueError for a text that is none (lone surrogates can come out of JSON).
+    """
 
     source: str
     id: str
     name: str
+
+    def __post_init__(self) -> None:
+        _require_text(self.id, "Camera.id")
+        _require_text(self.name, "Camera.name")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +71,9 @@ class Clip:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _require_text(self.id, "Clip.id")
+        for name in self.classes:
+            _require_text(name, "Clip.classes")
         _require_utc(self.start, "Clip.start")
         if self.end is not None:
             _require_utc(self.end, "Clip.end")

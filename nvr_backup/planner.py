@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final, Literal
 
-from nvr_backup.model import Clip, Window
+from nvr_backup.model import Clip, Window, to_ms
 
 UNKNOWN_LENGTH: Final = timedelta(minutes=5)
 """A clip whose source does not say how long it is counts as ended this long after its start."""
 
-QUIET_REACH: Final = timedelta(days=30)
-"""Listings that stay empty are repeated from the last clip on, at most this far back."""
+WHOLE_EVERY: Final = timedelta(hours=6)
+TAIL: Final = timedelta(days=2)
+"""A camera that shows no clips is listed from its last one on, however long ago; of a stretch
+longer than TAIL only the tail in every pass, the whole of it once in WHOLE_EVERY."""
 
 ALL_REACH: Final = timedelta(days=730)
 """How far back `backfill = "all"` asks; recorders of our kind keep weeks, not years."""
@@ -75,14 +77,15 @@ class NewId:
 class Plan:
     """The decisions on one listed window.
 
-    `open_since` is the start of the oldest listed clip that is not final yet (None without one);
-    `ahead` counts clips from the future.
+    `latest` is the start of the latest listed clip, `open_since` that of the oldest one that is not
+    final yet (None without one); `ahead` counts clips from the future.
     """
 
     additions: tuple[Addition, ...]
     new_ids: tuple[NewId, ...]
     listed: int
     ahead: int
+    latest: datetime | None
     open_since: datetime | None
 
 
@@ -91,32 +94,100 @@ def ended_by(clip: Clip) -> datetime:
     return clip.end if clip.end is not None else clip.start + UNKNOWN_LENGTH
 
 
-def believable(
-    reach: datetime | None, *, latest: datetime | None, now: datetime
-) -> datetime | None:
-    """The reach to go on from: a reach in the future was recorded under a wrong clock.
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far the listings of one camera have come for one store; see `schema.sql`."""
+
+    begin: datetime
+    proven: datetime
+    seen: datetime
+    listed_until: datetime
+    whole: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """What one pass is to list; `whole` unless it leaves out what was listed not long ago."""
+
+    window: Window
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a pass showed: `latest` is the start of the latest clip listed (None: there was none).
+
+    `complete` says that no listing failed; `open_since` is as in `Plan`.
+    """
+
+    latest: datetime | None
+    open_since: datetime | None
+    complete: bool
+
+
+def first_reach(rules: Rules, since: datetime) -> Reach:
+    """The reach of a camera and store that met at `since`: they begin a backfill earlier."""
+    backfill = rules.backfill
+    if not isinstance(backfill, timedelta):
+        backfill = ALL_REACH if backfill == "all" else timedelta(0)
+    begin = since - rules.settle - min(backfill, ALL_REACH)
+    return Reach(begin, proven=begin, seen=begin, listed_until=begin)
+
+
+def believable(reach: Reach, *, rules: Rules, latest: datetime | None, now: datetime) -> Reach:
+    """The reach to go on from: times in the future were recorded under a wrong clock.
 
     What was listed under that clock is unknown, so the latest clip on record (`latest`, its start)
-    takes its place, or a first time (None) where there is none.
+    takes their place, or the beginning where there is none.
     """
-    if reach is None or reach <= now:
-        return reach
-    return min(latest, now) if latest is not None else None
+    if reach.begin > now:
+        reach = replace(reach, begin=first_reach(rules, now).begin)
+    known = reach.begin if latest is None else max(reach.begin, min(latest, now))
+    return replace(
+        reach,
+        proven=reach.proven if reach.proven <= now else known,
+        seen=reach.seen if reach.seen <= now else known,
+        listed_until=reach.listed_until if reach.listed_until <= now else known,
+        whole=reach.whole if reach.whole is not None and reach.whole <= now else None,
+    )
 
 
-def window_for(reach: datetime | None, *, rules: Rules, now: datetime) -> Window:
-    """The window to list: [reach - lookback, now - settle].
-
-    A reach of None, a first time, goes back by `backfill`. The window can be empty, never negative.
-    """
+def stretch_for(reach: Reach, *, rules: Rules, now: datetime) -> Stretch:
+    """What to list: [proven - lookback, now - settle], or the tail of it; never negative."""
     end = now - rules.settle
-    if reach is not None:
-        start = min(reach, end) - rules.lookback
-    elif isinstance(rules.backfill, timedelta):
-        start = end - min(rules.backfill, ALL_REACH)
-    else:
-        start = end - (ALL_REACH if rules.backfill == "all" else timedelta(0))
-    return Window(start, end)
+    start = max(reach.begin, reach.proven - rules.lookback)
+    if start > end:
+        return Stretch(Window(end, end), whole=True)
+    recent = reach.whole is not None and now - reach.whole < WHOLE_EVERY
+    if recent and end - start > TAIL:
+        return Stretch(Window(end - TAIL, end), whole=False)
+    return Stretch(Window(start, end), whole=True)
+
+
+def advance(reach: Reach, stretch: Stretch, found: Findings, *, now: datetime) -> Reach:
+    """The reach after a pass over `stretch`; no part of it ever goes back.
+
+    A pass without a clip proves nothing. With one, what this pass and the one before have both
+    gone over is proven, up to the latest clip that both have shown; the start of a clip that is
+    not final yet is never passed.
+    """
+    if found.latest is None:
+        whole = now if stretch.whole and found.complete else reach.whole
+        return replace(reach, whole=whole)
+    limit = found.open_since or stretch.window.end
+    shown = min(found.latest, limit)
+    listed_until = reach.listed_until
+    if found.complete and listed_until >= stretch.window.start:
+        listed_until = max(listed_until, min(stretch.window.end, limit))
+    if not stretch.whole:
+        return replace(reach, listed_until=listed_until)
+    return replace(
+        reach,
+        proven=max(reach.proven, min(reach.seen, shown)),
+        seen=max(reach.seen, shown),
+        listed_until=listed_until,
+        whole=now if found.complete else reach.whole,
+    )
 
 
 def plan(
@@ -134,10 +205,7 @@ def plan(
     an id that is no longer listed, is the same clip; with a later end it is a longer version.
     """
     cutoff = now - rules.settle
-    same_start: dict[datetime, list[KnownClip]] = defaultdict(list)
-    for row in known:
-        same_start[row.start].append(row)
-    listed_ids = {clip.id for clip in listing}
+    book = _Book(known, {clip.id for clip in listing})
     additions: list[Addition] = []
     new_ids: list[NewId] = []
     open_since: datetime | None = None
@@ -149,10 +217,10 @@ def plan(
             open_since = min(open_since or clip.start, clip.start)
             continue
         stores = frozenset(name for name, start in since.items() if ended_by(clip) >= start)
-        match = _match(clip, same_start.get(clip.start, ()), listed_ids)
+        match = book.find(clip)
         if match is None:
             additions.append(Addition(clip, stores))
-        elif clip.end is not None and match.end is not None and clip.end > match.end:
+        elif clip.end is not None and clip.end > _end_of(match):
             additions.append(Addition(clip, stores, instead_of=match.row))
         else:
             if match.id != clip.id:
@@ -164,42 +232,54 @@ def plan(
         new_ids=tuple(new_ids),
         listed=len(listing),
         ahead=ahead,
+        latest=max((clip.start for clip in listing), default=None),
         open_since=open_since,
     )
 
 
-def _match(clip: Clip, rows: Sequence[KnownClip], listed_ids: set[str]) -> KnownClip | None:
-    """The known version of this clip, the longest if there are several.
+class _Book:
+    """The known clips, to be looked up as listed ones."""
 
-    A row under another id is this clip only if that id is gone from the listing: two cameras'
-    worth of mixed-in sources may well list two clips with the same start.
-    """
-    same_id = [row for row in rows if row.id == clip.id]
-    candidates = same_id or [row for row in rows if row.id not in listed_ids]
-    return max(candidates, key=lambda row: row.end or row.start, default=None)
+    def __init__(self, known: Sequence[KnownClip], listed_ids: set[str]) -> None:
+        self._by_id: dict[tuple[datetime, str], KnownClip] = {}
+        self._unlisted: dict[datetime, list[KnownClip]] = defaultdict(list)
+        for row in sorted(known, key=_end_of):
+            self._by_id[row.start, row.id] = row  # the longest version is the last
+            if row.id not in listed_ids:
+                self._unlisted[row.start].append(row)
+
+    def find(self, clip: Clip) -> KnownClip | None:
+        """The known version of this clip, the longest if there are several.
+
+        A row under another id is this clip only if that id is gone from the listing, and then only
+        if both end at the same time or both ids tell the start they share (an id that is made of
+        start and length changes while the clip grows). Anything else may be two clips with one
+        start, as mixed-in sources list them: better stored twice than not at all.
+        """
+        same_id = self._by_id.get((clip.start, clip.id))
+        if same_id is not None:
+            return same_id
+        for row in reversed(self._unlisted.get(clip.start, ())):
+            if row.end == clip.end or (
+                clip.end is not None
+                and clip.end > _end_of(row)
+                and _tells_start(row.id, clip)
+                and _tells_start(clip.id, clip)
+            ):
+                return row
+        return None
+
+
+def _tells_start(id_: str, clip: Clip) -> bool:
+    """Whether an id contains the clip's start, in milliseconds or seconds since the epoch."""
+    ms = to_ms(clip.start)
+    return str(ms) in id_ or str(ms // 1000) in id_
+
+
+def _end_of(row: KnownClip) -> datetime:
+    return row.end if row.end is not None else row.start + UNKNOWN_LENGTH
 
 
 def _as_known(clip: Clip, row: KnownClip) -> Clip:
     """The clip with the identity of its known row, so that a new store's copy joins that row."""
     return Clip(clip.camera, clip.id, row.start, row.end, clip.classes)
-
-
-def reach_after(
-    reach: datetime | None,
-    *,
-    window: Window,
-    proven: datetime | None,
-    open_since: datetime | None,
-) -> datetime:
-    """How far a camera is accounted for after `window` was listed.
-
-    `proven` is the end of the stretch that was listed without error *and* with evidence that the
-    listing works (at least one clip came); None without evidence. Then the reach stays where it
-    was, so that the same stretch is asked again, at most QUIET_REACH back. It never passes the
-    start of a clip that is not final, and never goes back.
-    """
-    floor = min(reach, window.end) if reach is not None else window.start
-    if proven is None:
-        return max(floor, window.end - QUIET_REACH)
-    ahead = min(proven, open_since) if open_since is not None else proven
-    return max(floor, ahead)

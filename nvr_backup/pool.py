@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
@@ -132,7 +133,7 @@ class Pool:
                         claim = await self._claim(routes, patient)
                         if claim is None:
                             break
-                        if not self._begin(group, claim, routes, stop):
+                        if not self._begin(group, claim, routes, stop=stop, patient=patient):
                             await self._checkpoint.release(claim.copy)
                             break
                     if not self.running and await idle():
@@ -150,12 +151,11 @@ class Pool:
         if not patient or len(self.running) >= routes.workers:
             await self._stir.wait()
             return
-        due = await self._checkpoint.next_due(
-            sources=_open(routes.sources), stores=_open(routes.stores)
-        )
+        now = self._clock.now()
+        due = await self._checkpoint.next_due(_open(routes.stores), now)
         seconds = LONGEST_NAP_SECONDS
         if due is not None:
-            seconds = min(seconds, max(1.0, (due - self._clock.now()).total_seconds()))
+            seconds = min(seconds, max(1.0, (due - now).total_seconds()))
         sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
         stirring = asyncio.ensure_future(self._stir.wait())
         try:
@@ -180,7 +180,13 @@ class Pool:
         )
 
     def _begin(
-        self, group: asyncio.TaskGroup, claim: Claim, routes: Routes, stop: asyncio.Event
+        self,
+        group: asyncio.TaskGroup,
+        claim: Claim,
+        routes: Routes,
+        *,
+        stop: asyncio.Event,
+        patient: bool,
     ) -> bool:
         """Start a transfer; False if a reload took its source or store away meanwhile."""
         source = routes.sources[claim.clip.camera.source]
@@ -190,7 +196,8 @@ class Pool:
             return False
         running = Running(claim, Activity(), self._clock.monotonic())
         self.running[claim.copy] = running
-        self._tried.add(claim.copy)
+        if not patient:
+            self._tried.add(claim.copy)
         leases = ExitStack()
         leases.enter_context(source.lease())
         leases.enter_context(store.lease())
@@ -240,8 +247,13 @@ class Pool:
             log.info("clip paused", key=transfer.key, confirmed=activity.confirmed)
         except Blocked as err:
             (source if err.origin == source.part else store).block(err)
-            await self._checkpoint.release(claim.copy)
-            log.debug("clip waits", key=transfer.key, reason=err.message)
+            if _kind(claim.reason) != _kind(err.message):
+                await self._checkpoint.release(claim.copy, err.message)
+                log.debug("clip waits", key=transfer.key, reason=err.message)
+            else:
+                # The second time that this very clip blocks its store (one folder that may not be
+                # written, a clip larger than the room left): the others go first.
+                await self._put_off(running, err, log.bind(key=transfer.key))
         except (Unfit, Transient) as err:
             await self._failed(running, err, log.bind(key=transfer.key))
         else:
@@ -277,18 +289,31 @@ class Pool:
         tally = self._tally(running)
         if len(self.outcomes.reasons) < REASONS_KEPT:
             self.outcomes.reasons[claim.copy] = (claim.clip, str(err))
-        # `same_reason` counts earlier failures with this very text; it is 0 for a first one.
-        again = claim.same_reason + 1 if claim.reason == err.message else 1
+        again = claim.same_reason + 1 if _kind(claim.reason) == _kind(err.message) else 1
         if isinstance(err, Unfit) or (isinstance(err, Suspect) and again >= PATIENCE):
             await self._checkpoint.set_aside(claim.copy, err.message, tally=tally, now=now)
             self.outcomes.set_aside += 1
             log.warning("clip set aside", reason=err.message, hint=err.hint, attempts=again)
             return
-        delay = self._delay(claim.attempts, err.retry_after)
-        await self._checkpoint.put_off(
-            claim.copy, err.message, not_before=now + delay, tally=tally, now=now
-        )
         self.outcomes.failed += 1
+        await self._put_off(running, err, log)
+
+    async def _put_off(
+        self, running: Running, err: Transient | Blocked, log: FilteringBoundLogger
+    ) -> None:
+        claim = running.claim
+        now = self._clock.now()
+        again = claim.same_reason + 1 if _kind(claim.reason) == _kind(err.message) else 1
+        asked = err.retry_after if isinstance(err, Transient) else None
+        delay = self._delay(claim.attempts, asked)
+        await self._checkpoint.put_off(
+            claim.copy,
+            err.message,
+            again=again,
+            not_before=now + delay,
+            tally=self._tally(running),
+            now=now,
+        )
         log.warning(
             "clip failed",
             reason=err.message,
@@ -307,6 +332,11 @@ class Pool:
 
     def _tally(self, running: Running) -> Tally:
         return Tally(running.activity.received, self._clock.monotonic() - running.began)
+
+
+def _kind(reason: str | None) -> str | None:
+    """What a reason says, apart from its numbers: a cut that falls elsewhere is still a cut."""
+    return None if reason is None else re.sub(r"\d+", "#", reason)
 
 
 def _open(connections: Mapping[str, Connection[A]]) -> list[str]:

@@ -40,13 +40,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """What is known of one camera in one store. `safe_until` is the watermark."""
+    """What is known of one camera in one store.
+
+    `safe_until` is the watermark; `listed` is when a listing of everything after `proven` last
+    succeeded (see `planner.Reach`).
+    """
 
     source: str
     camera_id: str
     camera: str
     store: str
     safe_until: datetime | None
+    proven: datetime | None
+    listed: datetime | None
     stored: int
     stored_bytes: int
     waiting: int
@@ -208,9 +214,13 @@ def last_cycle(db: sqlite3.Connection) -> datetime | None:
 def accounts(db: sqlite3.Connection) -> list[Account]:
     """Every camera in every store it ever went to, by source, name and store."""
     marks = {
-        (camera, store): from_ms(mark)
-        for camera, store, mark in db.execute(
-            WATERMARKS.replace("SELECT source, name, store,", "SELECT camera.id, store,", 1)
+        (source, id_, store): from_ms(mark)
+        for source, id_, store, mark in db.execute(WATERMARKS).fetchall()
+    }
+    listed = {
+        (camera, store): (from_ms(proven), None if whole is None else from_ms(whole))
+        for camera, store, proven, whole in db.execute(
+            "SELECT camera, store, proven_ms, whole_ms FROM reach"
         )
     }
     counted: dict[tuple[int, str], dict[str, tuple[int, int, int]]] = {}
@@ -226,8 +236,9 @@ def accounts(db: sqlite3.Connection) -> list[Account]:
         )
     }
     found = []
-    for camera, store in marks.keys() | counted.keys():
+    for camera, store in listed.keys() | counted.keys():
         source, source_id, name = names[camera]
+        proven, whole = listed.get((camera, store), (None, None))
         states = counted.get((camera, store), {})
         stored = states.get("stored", (0, 0, 0))
         waiting = states.get("waiting", (0, 0, 0))
@@ -237,7 +248,9 @@ def accounts(db: sqlite3.Connection) -> list[Account]:
                 camera_id=source_id,
                 camera=name,
                 store=store,
-                safe_until=marks.get((camera, store)),
+                safe_until=marks.get((source, source_id, store)),
+                proven=proven,
+                listed=whole,
                 stored=stored[0],
                 stored_bytes=stored[1],
                 waiting=waiting[0],

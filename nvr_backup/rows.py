@@ -11,20 +11,22 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Final
 
 from nvr_backup.database import CheckpointError
 from nvr_backup.model import Camera, Clip, UploadState, from_ms, to_ms
+from nvr_backup.planner import Reach
 
 ATTEMPTS_KEPT: Final = 50
 """Entries of a copy's history; older ones are dropped."""
 
 WATERMARKS: Final = (
-    "SELECT source, name, store, min(listed_until_ms, ifnull((SELECT start_ms FROM copy"
+    "SELECT source, source_id, store, min(listed_until_ms, ifnull((SELECT start_ms FROM copy"
     " WHERE copy.store = reach.store AND copy.camera = reach.camera AND state = 'waiting'"
     " ORDER BY start_ms LIMIT 1), listed_until_ms)) FROM reach JOIN camera ON camera.id = camera"
 )
-"""(source, camera name, store, watermark): the reach, or the start of the oldest waiting copy."""
+"""(source, camera id, store, watermark): listed until, or the start of the oldest waiting copy."""
 
 Keys = Callable[[str, Clip], Iterator[str]]
 """Object keys a clip may have in a store, in order of preference, all distinct."""
@@ -62,6 +64,47 @@ def camera_row(db: sqlite3.Connection, camera: Camera) -> int:
     return int(row[0])
 
 
+def read_reach(db: sqlite3.Connection, camera: Camera) -> dict[str, Reach]:
+    """How far the camera's listings have come, by store."""
+    rows = db.execute(
+        "SELECT store, begin_ms, proven_ms, seen_ms, listed_until_ms, whole_ms"
+        " FROM reach JOIN camera ON camera.id = reach.camera WHERE source = ? AND source_id = ?",
+        (camera.source, camera.id),
+    )
+    return {
+        store: Reach(
+            from_ms(begin),
+            from_ms(proven),
+            from_ms(seen),
+            from_ms(listed_until),
+            None if whole is None else from_ms(whole),
+        )
+        for store, begin, proven, seen, listed_until, whole in rows
+    }
+
+
+def first_use(db: sqlite3.Connection, source: str, store: str, now: datetime) -> datetime:
+    """When a source was configured for a store, if none of its cameras was ever listed for it."""
+    begun = db.execute(
+        "SELECT 1 FROM reach JOIN camera ON camera.id = camera WHERE source = ? AND store = ?",
+        (source, store),
+    ).fetchone()
+    noted = db.execute(
+        "SELECT value FROM meta WHERE name = ?", (f"since {source} {store}",)
+    ).fetchone()
+    return now if begun is not None or noted is None else from_ms(int(noted[0]))
+
+
+def write_reach(db: sqlite3.Connection, camera: int, store: str, reach: Reach) -> None:
+    """Record how far a camera's listings have come for a store."""
+    times = (reach.begin, reach.proven, reach.seen, reach.listed_until)
+    whole = None if reach.whole is None else to_ms(reach.whole)
+    db.execute(
+        "INSERT OR REPLACE INTO reach VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (camera, store, *map(to_ms, times), whole),
+    )
+
+
 def clip_row(db: sqlite3.Connection, camera: int, clip: Clip, now: datetime) -> int:
     """The row of this very version of a clip, made if need be."""
     end = None if clip.end is None else to_ms(clip.end)
@@ -92,10 +135,13 @@ def clip_row(db: sqlite3.Connection, camera: int, clip: Clip, now: datetime) -> 
 def insert_copy(
     db: sqlite3.Connection, row: int, *, camera: int, clip: Clip, store: str, keys: Keys
 ) -> None:
-    """Put a clip into a store's backlog under the first of its keys that is free."""
+    """Put a clip into a store's backlog under the first of its keys that is free.
+
+    Should another clip hold every one of them, the row's own number makes a key.
+    """
     if db.execute("SELECT 1 FROM copy WHERE clip = ? AND store = ?", (row, store)).fetchone():
         return
-    for key in keys(store, clip):
+    for key in chain(keys(store, clip), [f"{row}-{store}.mp4"]):
         inserted = db.execute(
             "INSERT INTO copy (clip, store, camera, start_ms, object_key) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (store, object_key) DO NOTHING",
@@ -103,7 +149,7 @@ def insert_copy(
         )
         if inserted.rowcount:
             return
-    raise CheckpointError(f"No free object key is left for the clip {clip.id!r} in {store}.")
+    raise CheckpointError(f"No object key is free for clip {row} in {store}.")
 
 
 def read_claim(db: sqlite3.Connection, copy: int) -> Claim:

@@ -3,7 +3,10 @@
 
 -- Facts about the database itself and the schedule.
 CREATE TABLE meta (
-    name  TEXT PRIMARY KEY,             -- 'last_cycle_ms': so that a missed cycle is caught up once
+    name  TEXT PRIMARY KEY,             -- 'last_cycle_ms': so that a missed cycle is caught up once;
+                                        -- 'since SOURCE STORE': when this pair was first configured,
+                                        -- so that a recorder that is down does not shorten `backfill`;
+                                        -- 'stored in STORE': it has held clips of ours before
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
@@ -24,13 +27,18 @@ CREATE TABLE camera (
     UNIQUE (source, source_id)
 ) STRICT;
 
--- How far listings of a camera have reached, for each store: the next window begins a lookback
--- before. A store that is added later starts with a reach of its own. The watermark is not stored:
--- it is the earlier of this reach and the start of the oldest waiting copy, so it cannot be wrong.
+-- How far listings of a camera have come, for each store; a store added later starts anew. Servers
+-- may hide an error behind an empty answer, so a stretch counts as listed for good only when two
+-- passes have gone over it and both have shown a clip. The watermark is not stored: it is the
+-- earlier of `listed_until_ms` and the start of the oldest waiting copy, so it cannot be wrong.
 CREATE TABLE reach (
     camera          INTEGER NOT NULL REFERENCES camera,
     store           TEXT NOT NULL,      -- name of the store in the configuration
-    listed_until_ms INTEGER NOT NULL,   -- every clip that began before it has been seen
+    begin_ms        INTEGER NOT NULL,   -- nothing that ended earlier is asked for; fixed at first sight
+    proven_ms       INTEGER NOT NULL,   -- listed for good: the next window begins a lookback before
+    seen_ms         INTEGER NOT NULL,   -- latest clip of the latest whole pass: proven if seen again
+    listed_until_ms INTEGER NOT NULL,   -- where the latest pass without error, with a clip, ended
+    whole_ms        INTEGER,            -- when all since `proven_ms` was last listed; NULL: never
     PRIMARY KEY (camera, store)
 ) STRICT, WITHOUT ROWID;
 
@@ -73,7 +81,10 @@ CREATE TABLE copy (
     UNIQUE (store, object_key)          -- a key belongs to one clip
 ) STRICT;
 -- The oldest waiting copy of each camera, the watermark and the backlog's size.
-CREATE INDEX copy_waiting ON copy (store, camera, start_ms) WHERE state = 'waiting';
+CREATE INDEX copy_waiting ON copy (store, camera, start_ms, id, not_before_ms, claim)
+    WHERE state = 'waiting';
+-- When the next failed copy is due.
+CREATE INDEX copy_due ON copy (store, not_before_ms) WHERE state = 'waiting';
 CREATE INDEX copy_set_aside ON copy (finished_ms) WHERE state = 'set_aside';
 
 -- The unfinished upload of a copy: at most a row a worker, so it is kept out of the wide table that

@@ -41,6 +41,7 @@ class Service:
         self._log = log
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
+        self._overdue = False
         self._engine: Engine | None = None
 
     async def run(self, settings: Settings) -> None:
@@ -52,17 +53,27 @@ class Service:
         assert main is not None  # noqa: S101 - we are a coroutine
         self._log.info("starting", version=__version__, state_dir=str(settings.state_dir))
         with self._signals(main):
-            async with open_engine(
-                settings, clock=self._clock, log=self._log, rng=random.SystemRandom()
-            ) as engine:
-                self._engine = engine
-                async with asyncio.TaskGroup() as group:
-                    reloading = group.create_task(self._reloads(engine), name="reload")
-                    draining = group.create_task(self._limit_drain(main), name="drain limit")
-                    await engine.run(self._stop)
-                    reloading.cancel()
-                    draining.cancel()
+            limit = asyncio.create_task(self._limit_drain(main), name="drain limit")
+            try:
+                await self._work(settings)
+            except asyncio.CancelledError:
+                if not self._overdue:
+                    raise
+                main.uncancel()
+            finally:
+                limit.cancel()
+                await asyncio.wait({limit})
         self._log.info("stopped")
+
+    async def _work(self, settings: Settings) -> None:
+        async with open_engine(
+            settings, clock=self._clock, log=self._log, rng=random.SystemRandom()
+        ) as engine:
+            self._engine = engine
+            async with asyncio.TaskGroup() as group:
+                reloading = group.create_task(self._reloads(engine), name="reload")
+                await engine.run(self._stop)
+                reloading.cancel()
 
     @contextmanager
     def _signals(self, main: asyncio.Task[None]) -> Iterator[None]:
@@ -100,6 +111,7 @@ class Service:
         await self._stop.wait()
         await self._clock.sleep(DRAIN_SECONDS)
         self._log.warning("drain took too long; transfers will resume", seconds=DRAIN_SECONDS)
+        self._overdue = True
         main.cancel()
 
     async def _reloads(self, engine: Engine) -> None:

@@ -8,14 +8,26 @@ rest for the next cycle.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from nvr_backup.checkpoint import Checkpoint
 from nvr_backup.errors import NvrBackupError
-from nvr_backup.model import Camera, Clip, Window
-from nvr_backup.planner import KnownClip, Plan, Rules, believable, plan, reach_after, window_for
+from nvr_backup.model import EPOCH, Camera, Clip, Window
+from nvr_backup.planner import (
+    Findings,
+    KnownClip,
+    Plan,
+    Reach,
+    Rules,
+    Stretch,
+    advance,
+    believable,
+    first_reach,
+    plan,
+    stretch_for,
+)
 from nvr_backup.ports import ClipSource
 from nvr_backup.rows import Keys
 
@@ -44,6 +56,11 @@ class Survey:
     keys: Keys
     dry_run: bool = False
 
+    async def begin(self, cameras: Sequence[Camera], *, now: datetime) -> None:
+        """Fix where the listings of cameras that are new begin, before anything can fail."""
+        if not self.dry_run:
+            await self.checkpoint.begin_reaches(cameras, self.stores, rules=self.rules, now=now)
+
     async def camera(
         self, camera: Camera, *, now: datetime, since: datetime | None = None
     ) -> Surveyed:
@@ -52,86 +69,85 @@ class Survey:
         Raises what `ClipSource.clips` raises. With `dry_run` nothing is recorded and the clips that
         would be planned are returned.
         """
-        stretch = await self._stretch(camera, now, since)
+        bearings = await self._bearings(camera, now, since)
         found = Surveyed()
-        proven: datetime | None = None
-        open_since: datetime | None = None
-        whole = Window(min(stretch.since.values()), now - self.rules.settle)
+        shown = Findings(latest=None, open_since=None, complete=False)
+        whole = Window(min(bearings.since.values()), max(now - self.rules.settle, EPOCH))
         try:
             for part in whole.split(PASS_LENGTH):
                 listing = [clip async for clip in self.source.clips(camera, part)]
-                step = await self._plan(camera, listing, stretch, now)
+                step = await self._plan(camera, listing, bearings, now)
                 found.listed += step.listed
                 found.ahead += step.ahead
                 found.planned += await self._record(camera, step, found, now)
-                if step.open_since is not None:
-                    open_since = min(open_since or step.open_since, step.open_since)
-                if listing:
-                    proven = part.end
+                shown = Findings(
+                    latest=max(filter(None, (shown.latest, step.latest)), default=None),
+                    open_since=min(filter(None, (shown.open_since, step.open_since)), default=None),
+                    complete=False,
+                )
         except NvrBackupError:
-            if proven is not None:
-                await self._advance(camera, stretch, proven, open_since)
+            await self._advance(camera, bearings, shown, now)
             raise
-        if proven is not None:
-            proven = whole.end  # the listing works, so its empty stretches were truly empty
-        await self._advance(camera, stretch, proven, open_since)
+        await self._advance(camera, bearings, replace(shown, complete=True), now)
         return found
 
-    async def _stretch(self, camera: Camera, now: datetime, since: datetime | None) -> _Stretch:
+    async def _bearings(self, camera: Camera, now: datetime, since: datetime | None) -> _Bearings:
         recorded = await self.checkpoint.reaches(camera)
         latest = await self.checkpoint.latest_start(camera)
         reaches = {
-            store: believable(recorded.get(store), latest=latest, now=now) for store in self.stores
+            store: believable(
+                recorded.get(store) or first_reach(self.rules, now),
+                rules=self.rules,
+                latest=latest,
+                now=now,
+            )
+            for store in self.stores
         }
         usual = {
-            store: window_for(reach, rules=self.rules, now=now) for store, reach in reaches.items()
+            store: stretch_for(reach, rules=self.rules, now=now) for store, reach in reaches.items()
         }
-        asked = {store: since or window.start for store, window in usual.items()}
-        return _Stretch(reaches, usual, asked)
+        asked = {store: since or stretch.window.start for store, stretch in usual.items()}
+        return _Bearings(reaches, usual, asked)
 
     async def _plan(
-        self, camera: Camera, listing: Sequence[Clip], stretch: _Stretch, now: datetime
+        self, camera: Camera, listing: Sequence[Clip], bearings: _Bearings, now: datetime
     ) -> Plan:
         known: Sequence[KnownClip] = ()
         if listing:
             starts = [clip.start for clip in listing]
             known = await self.checkpoint.known(camera, min(starts), max(starts))
-        return plan(listing, known, since=stretch.since, rules=self.rules, now=now)
+        return plan(listing, known, since=bearings.since, rules=self.rules, now=now)
 
     async def _record(self, camera: Camera, step: Plan, found: Surveyed, now: datetime) -> int:
         if self.dry_run:
-            found.additions += [addition.clip for addition in step.additions]
-            return sum(len(addition.stores) for addition in step.additions)
+            # A clip across two parts is listed in both, and nothing was recorded in between.
+            new = [item for item in step.additions if item.clip not in found.additions]
+            found.additions += [addition.clip for addition in new]
+            return sum(len(addition.stores) for addition in new)
         if not (step.additions or step.new_ids):
             return 0
         return await self.checkpoint.apply(camera, step, keys=self.keys, now=now)
 
     async def _advance(
-        self,
-        camera: Camera,
-        stretch: _Stretch,
-        proven: datetime | None,
-        open_since: datetime | None,
+        self, camera: Camera, bearings: _Bearings, shown: Findings, now: datetime
     ) -> None:
-        """Record how far each store is accounted for: not if less than its window was listed."""
+        """Record how far each store has come: not if less than its stretch was asked for."""
         if self.dry_run:
             return
         await self.checkpoint.advance(
             camera,
             {
-                store: reach_after(
-                    reach, window=stretch.usual[store], proven=proven, open_since=open_since
-                )
-                for store, reach in stretch.reaches.items()
-                if stretch.since[store] <= stretch.usual[store].start
+                store: advance(reach, bearings.usual[store], shown, now=now)
+                for store, reach in bearings.reaches.items()
+                if bearings.since[store] <= bearings.usual[store].window.start
             },
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Stretch:
-    """By store: how far it is accounted for, its usual window, where this pass begins."""
+class _Bearings:
+    """By store: how far its listings have come, its usual stretch, where this pass begins."""
 
-    reaches: Mapping[str, datetime | None]
-    usual: Mapping[str, Window]
+    reaches: Mapping[str, Reach]
+    usual: Mapping[str, Stretch]
     since: Mapping[str, datetime]

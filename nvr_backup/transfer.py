@@ -137,37 +137,37 @@ class Transfer:
                     return _confirmed(upload.stored, resume.total, resume.total_crc32c)
                 begin = Progress(resume.offset, resume.crc32c, resume.inspection)
                 self.key = resume.key
-            inspector = ClipInspector(begin.inspection)
+            return await self._carry(stack, upload, begin)
+
+    async def _carry(
+        self, stack: AsyncExitStack, upload: Upload | None, begin: Progress
+    ) -> Carried:
+        inspector = ClipInspector(begin.inspection)
+        async with drained_by(self.stop):
             body = await stack.enter_async_context(self.source.open(self.clip, offset=begin.offset))
-            self.activity.size = body.size
-            self.activity.resumed_at = begin.offset
-            pieces = self._received(body, begin)
-            stack.push_async_callback(pieces.aclose)
-            chunks = cut(pieces, begin=begin, inspector=inspector, chunk_size=self.chunk_size)
-            try:
-                async with ahead(chunks, self.stop) as prefetched:
-                    async for chunk in prefetched:
-                        if upload is None:
-                            content_type = await self._fit(inspector)
-                            upload = await self._put(stack, self.key, content_type, None)
-                        if chunk.last:
-                            return await self._finish(upload, chunk)
-                        with self._store_blamed(), _taken(self.key):
-                            await upload.send(chunk)
-                        self.activity.confirmed = chunk.end
-                raise AssertionError("a cut body ends with its last chunk or an error")
-            except (StartOver, Suspect, Unfit):
-                if upload is not None:
-                    await upload.discard()
-                await self.ledger.forget_upload()
-                raise
+        self.activity.size = body.size
+        self.activity.resumed_at = begin.offset
+        pieces = self._received(body, begin)
+        stack.push_async_callback(pieces.aclose)
+        chunks = cut(pieces, begin=begin, inspector=inspector, chunk_size=self.chunk_size)
+        async with ahead(chunks, self.stop) as prefetched:
+            async for chunk in prefetched:
+                if upload is None:
+                    content_type = await self._fit(inspector)
+                    upload = await self._put(stack, self.key, content_type, None)
+                if chunk.last:
+                    return await self._finish(upload, chunk)
+                with self._store_blamed(), _taken(self.key):
+                    await upload.send(chunk)
+                self.activity.confirmed = chunk.end
+        raise AssertionError("a cut body ends with its last chunk or an error")
 
     async def _put(
         self, stack: AsyncExitStack, key: str, content_type: str, resume: UploadState | None
     ) -> Upload:
         known = None if resume is None else (resume.total, resume.total_crc32c)
         with self._store_blamed(), _taken(key, known):
-            return await stack.enter_async_context(
+            upload = await stack.enter_async_context(
                 self.store.put(
                     key,
                     content_type=content_type,
@@ -176,6 +176,14 @@ class Transfer:
                     resume=resume,
                 )
             )
+
+        async def discard_if_void(_: object, err: BaseException | None, __: object) -> None:
+            if isinstance(err, (StartOver, Suspect, Unfit)):
+                await upload.discard()
+                await self.ledger.forget_upload()
+
+        stack.push_async_exit(discard_if_void)
+        return upload
 
     async def _fit(self, inspector: ClipInspector) -> str:
         """Content type, and the key's extension, after what the first bytes turned out to be."""
@@ -224,6 +232,10 @@ class Transfer:
             with self._store_blamed():
                 stored = await self.store.stat(taken.key)
         except Blocked:
+            with self._store_blamed():
+                may_look = (await self.store.probe()).stat
+            if may_look:
+                raise  # it is not the permission: the store itself does not work now
             # We may create but not look. An answer of our own that was lost explains the object,
             # and the store checked our request's checksum before it created that.
             if taken.maybe_ours and taken.size is not None:
@@ -284,6 +296,31 @@ def _extension(key: str) -> str:
     name = key.rpartition("/")[2]
     dot = name.rfind(".")
     return name[dot:] if dot > 0 else ""
+
+
+@asynccontextmanager
+async def drained_by(stop: asyncio.Event) -> AsyncIterator[None]:
+    """Interrupt the block when `stop` is set: it then raises Drained.
+
+    Only around waiting that leaves nothing half-done.
+    """
+    try:
+        async with asyncio.timeout(None) as limit:
+            watch = asyncio.create_task(_expire(limit, stop), name="stop")
+            try:
+                yield
+            finally:
+                watch.cancel()
+                await asyncio.wait({watch})
+    except TimeoutError:
+        if limit.expired():
+            raise Drained from None
+        raise
+
+
+async def _expire(limit: asyncio.Timeout, stop: asyncio.Event) -> None:
+    await stop.wait()
+    limit.reschedule(0.0)
 
 
 @asynccontextmanager

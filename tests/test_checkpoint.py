@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
-from collections.abc import AsyncIterator, Iterator
+import threading
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from nvr_backup import database
-from nvr_backup.checkpoint import Checkpoint
-from nvr_backup.database import CheckpointError, EngineRunningError
+from nvr_backup.checkpoint import BATCH, Checkpoint
+from nvr_backup.database import CheckpointError, Database, EngineRunningError, transaction
 from nvr_backup.errors import ConfigError
 from nvr_backup.model import Camera, Clip, StoredObject, UploadState, to_ms
-from nvr_backup.planner import Rules, plan
+from nvr_backup.planner import Addition, Plan, Reach, Rules, plan
 from nvr_backup.rows import ATTEMPTS_KEPT, Claim, Tally
 from tests.support.fakes import EPOCH, PORCH, clip_at
 
@@ -152,14 +154,19 @@ async def test_a_longer_version_of_a_stored_clip_is_stored_too(checkpoint: Check
     assert await put_in(checkpoint, clip_at(0, seconds=25, id="b")) == 0
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("a", "a"), (f"{to_ms(EPOCH)}-10", f"{to_ms(EPOCH)}-25")]
+)
 async def test_a_waiting_clip_that_grew_keeps_its_key_and_is_carried_once(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint, before: str, after: str
 ) -> None:
-    await put_in(checkpoint, clip_at(0, seconds=10, id="a"))
-    await put_in(checkpoint, clip_at(0, seconds=25, id="b"))
+    await put_in(checkpoint, clip_at(0, seconds=10, id=before))
+    await put_in(checkpoint, clip_at(0, seconds=25, id=after))
     claimed = await must_claim(checkpoint)
-    assert (claimed.clip.id, claimed.key) == ("b", f"Porch/{to_ms(EPOCH)}.mp4")
+    assert (claimed.clip.id, claimed.key) == (after, f"Porch/{to_ms(EPOCH)}.mp4")
     assert await claim(checkpoint) is None
+    (row,) = await checkpoint.known(PORCH, EPOCH, EPOCH)  # nothing is left of the shorter one
+    assert (row.id, row.end) == (after, EPOCH + timedelta(seconds=25))
 
 
 @pytest.mark.parametrize("held", ["claimed", "uploading"])
@@ -175,6 +182,53 @@ async def test_a_clip_that_grows_while_it_is_carried_is_carried_again(
     waiting = [await claim(checkpoint), await claim(checkpoint)]
     seen = {item.clip.end for item in waiting if item} | {first.clip.end}
     assert seen == {EPOCH + timedelta(seconds=10), EPOCH + timedelta(seconds=25)}
+
+
+async def test_an_upload_goes_on_with_the_version_it_was_begun_with(
+    checkpoint: Checkpoint,
+) -> None:
+    await put_in(checkpoint, clip_at(0, seconds=10, id="a"))
+    first = await must_claim(checkpoint)
+    begun = UploadState("s", first.key, "video/mp4", NOW)
+    await checkpoint.save_upload(first.copy, begun)
+    await checkpoint.release(first.copy)
+    await put_in(checkpoint, clip_at(0, seconds=25, id="a"))
+    again, longer = await must_claim(checkpoint), await must_claim(checkpoint)
+    assert (again.clip, again.key, again.upload) == (first.clip, first.key, begun)
+    assert (longer.clip.end, longer.upload) == (EPOCH + timedelta(seconds=25), None)
+    assert longer.key != again.key
+
+
+async def test_a_failed_clip_that_grew_is_tried_at_once(checkpoint: Checkpoint) -> None:
+    await put_in(checkpoint, clip_at(0, seconds=10, id="a"))
+    first = await must_claim(checkpoint)
+    later = NOW + timedelta(hours=6)
+    await checkpoint.put_off(first.copy, "cut off", again=1, not_before=later, tally=TALLY, now=NOW)
+    await put_in(checkpoint, clip_at(0, seconds=25, id="a"))
+    again = await must_claim(checkpoint)
+    assert (again.attempts, again.same_reason, again.reason) == (0, 0, None)
+
+
+async def test_a_plan_applied_twice_adds_nothing(checkpoint: Checkpoint) -> None:
+    """Whatever was planned meanwhile: no clip gets a second copy in one store."""
+    short, long = clip_at(0, seconds=10, id="a"), clip_at(0, seconds=25, id="a")
+    nas = frozenset({"nas"})
+    await put_in(checkpoint, short)
+    (row,) = await checkpoint.known(PORCH, EPOCH, EPOCH)
+    for instead_of in (None, None, row.row):
+        grown = Plan((Addition(long, nas, instead_of),), (), 1, 0, None, None)
+        await checkpoint.apply(PORCH, grown, keys=keys, now=NOW)
+    ends = [(await must_claim(checkpoint)).clip.end for _ in range(2)]
+    assert set(ends) == {short.end, long.end}
+    assert await claim(checkpoint) is None
+
+
+async def test_two_clips_of_one_stretch_are_two_clips(checkpoint: Checkpoint) -> None:
+    """A recorder may list the same seconds as motion and as a person, under two ids."""
+    await put_in(checkpoint, clip_at(0, id="motion"), clip_at(0, id="person"))
+    claims = [await must_claim(checkpoint), await must_claim(checkpoint)]
+    assert {item.clip.id for item in claims} == {"motion", "person"}
+    assert len({item.key for item in claims}) == 2
 
 
 async def test_a_set_aside_clip_that_grew_gets_another_chance(checkpoint: Checkpoint) -> None:
@@ -209,31 +263,67 @@ async def test_a_rename_moves_no_key_and_joins_no_cameras(
 async def test_a_plan_that_cannot_be_applied_whole_is_not_applied_at_all(
     checkpoint: Checkpoint,
 ) -> None:
-    def only_one(store: str, clip: Clip) -> Iterator[str]:
-        yield "always the same"
+    class Bug(Exception):
+        pass
+
+    def broken(store: str, clip: Clip) -> Iterator[str]:
+        if clip.id == "porch-1":
+            raise Bug
+        yield from keys(store, clip)
 
     decided = plan([clip_at(0), clip_at(1)], [], since={"nas": EPOCH}, rules=RULES, now=NOW)
-    with pytest.raises(CheckpointError, match="No free object key"):
-        await checkpoint.apply(PORCH, decided, keys=only_one, now=NOW)
+    with pytest.raises(Bug):
+        await checkpoint.apply(PORCH, decided, keys=broken, now=NOW)
     assert await checkpoint.known(PORCH, EPOCH, NOW) == []
     assert await checkpoint.counts() == {"waiting": 0, "set_aside": 0}
 
 
+async def test_a_long_plan_is_applied_in_parts(checkpoint: Checkpoint) -> None:
+    clips = [clip_at(minute / 100) for minute in range(BATCH + 3)]
+    assert await put_in(checkpoint, *clips) == BATCH + 3
+    assert (await checkpoint.counts())["waiting"] == BATCH + 3
+
+
+def listed(until: datetime) -> Reach:
+    return Reach(EPOCH, EPOCH, EPOCH, until)
+
+
 async def test_reach_and_watermark(checkpoint: Checkpoint) -> None:
     await put_in(checkpoint, clip_at(5), clip_at(10))
-    await checkpoint.advance(PORCH, {"nas": NOW})
-    mark = ("home", "Porch", "nas")
-    assert (await checkpoint.reaches(PORCH)) == {"nas": NOW}
+    await checkpoint.advance(PORCH, {"nas": listed(NOW)})
+    mark = ("home", "porch", "nas")
+    assert (await checkpoint.reaches(PORCH)) == {"nas": listed(NOW)}
     assert (await checkpoint.latest_start(PORCH)) == clip_at(10).start
     assert (await checkpoint.latest_start(GARDEN)) is None
     assert (await checkpoint.watermarks())[mark] == clip_at(5).start
     await store(checkpoint, await must_claim(checkpoint))
     assert (await checkpoint.watermarks())[mark] == clip_at(10).start
     second = await must_claim(checkpoint)
-    await checkpoint.put_off(second.copy, "no", not_before=NOW, tally=TALLY, now=NOW)
+    await checkpoint.put_off(second.copy, "no", again=1, not_before=NOW, tally=TALLY, now=NOW)
     assert (await checkpoint.watermarks())[mark] == clip_at(10).start
     await checkpoint.set_aside(second.copy, "gone", tally=TALLY, now=NOW)
     assert (await checkpoint.watermarks())[mark] == NOW
+
+
+async def test_a_watermark_is_its_own_cameras_and_stores(checkpoint: Checkpoint) -> None:
+    await put_in(checkpoint, clip_at(5), stores=("nas", "offsite"))
+    await put_in(checkpoint, clip_at(1, camera=GARDEN), stores=("offsite",))
+    for camera in (PORCH, GARDEN):
+        await checkpoint.advance(camera, {"nas": listed(NOW), "offsite": listed(NOW)})
+    await store(checkpoint, await must_claim(checkpoint, stores=("nas",)))
+    assert await checkpoint.watermarks() == {
+        ("home", "porch", "nas"): NOW,
+        ("home", "porch", "offsite"): clip_at(5).start,
+        ("home", "garden", "nas"): NOW,
+        ("home", "garden", "offsite"): clip_at(1).start,
+    }
+
+
+async def test_a_watermark_never_passes_the_reach(checkpoint: Checkpoint) -> None:
+    """The oldest waiting clip lies ahead of it: what is between was not listed yet."""
+    await put_in(checkpoint, clip_at(60))
+    await checkpoint.advance(PORCH, {"nas": listed(EPOCH)})
+    assert (await checkpoint.watermarks())["home", "porch", "nas"] == EPOCH
 
 
 # -- claims ----------------------------------------------------------------------------------------
@@ -250,6 +340,12 @@ async def test_claims_are_oldest_first_and_fair_across_cameras(checkpoint: Check
         key = (claimed.clip.camera.source, claimed.clip.camera.id)
         busy[key] = busy.get(key, 0) + 1
     assert order == ["porch-1", "garden-8", "porch-2", "garden-9", "porch-3"]
+
+
+async def test_the_oldest_clip_of_equally_busy_cameras_comes_first(checkpoint: Checkpoint) -> None:
+    await put_in(checkpoint, clip_at(8, camera=GARDEN))  # known longer, but its clip is younger
+    await put_in(checkpoint, clip_at(3))
+    assert (await must_claim(checkpoint)).clip.camera == PORCH
 
 
 async def test_a_copy_is_claimed_by_one_worker_only(checkpoint: Checkpoint) -> None:
@@ -287,12 +383,37 @@ async def test_a_failed_copy_waits_until_it_is_due(checkpoint: Checkpoint) -> No
     await put_in(checkpoint, clip_at(0))
     first = await must_claim(checkpoint)
     later = NOW + timedelta(hours=1)
-    await checkpoint.put_off(first.copy, "timeout", not_before=later, tally=TALLY, now=NOW)
+    await checkpoint.put_off(first.copy, "timeout", again=1, not_before=later, tally=TALLY, now=NOW)
     assert await claim(checkpoint) is None
-    assert await checkpoint.next_due(sources=["home"], stores=["nas"]) == later
-    assert await checkpoint.next_due(sources=["home"], stores=["x"]) is None
+    assert await checkpoint.next_due(["nas"], NOW) == later
+    assert await checkpoint.next_due(["x"], NOW) is None
     again = await must_claim(checkpoint, hours=1)
     assert (again.attempts, again.same_reason, again.reason) == (1, 1, "timeout")
+
+
+async def test_the_next_due_copy_is_the_earliest_that_someone_could_take(
+    checkpoint: Checkpoint,
+) -> None:
+    await put_in(checkpoint, *(clip_at(minute) for minute in range(4)))
+    claims = [await must_claim(checkpoint) for _ in range(3)]
+    for hours, claimed in zip((3, 1, 2), claims, strict=True):
+        later = NOW + timedelta(hours=hours)
+        await checkpoint.put_off(
+            claimed.copy, "no", again=1, not_before=later, tally=TALLY, now=NOW
+        )
+    assert (await must_claim(checkpoint)).clip.id == "porch-3"  # due at once, but in good hands
+    due = NOW + timedelta(hours=1)
+    assert await checkpoint.next_due(["nas"], NOW) == due
+    assert await checkpoint.next_due(["offsite"], NOW) is None
+
+
+async def test_a_released_copy_is_as_it_was(checkpoint: Checkpoint) -> None:
+    await put_in(checkpoint, clip_at(0))
+    first = await must_claim(checkpoint)
+    await checkpoint.put_off(first.copy, "timeout", again=1, not_before=NOW, tally=TALLY, now=NOW)
+    before = await must_claim(checkpoint)
+    await checkpoint.release(before.copy)
+    assert await must_claim(checkpoint) == before
 
 
 async def test_a_cycle_by_hand_takes_what_is_not_due_but_each_only_once(
@@ -301,21 +422,32 @@ async def test_a_cycle_by_hand_takes_what_is_not_due_but_each_only_once(
     await put_in(checkpoint, clip_at(0))
     first = await must_claim(checkpoint)
     later = NOW + timedelta(hours=1)
-    await checkpoint.put_off(first.copy, "timeout", not_before=later, tally=TALLY, now=NOW)
+    await checkpoint.put_off(first.copy, "timeout", again=1, not_before=later, tally=TALLY, now=NOW)
     assert (await must_claim(checkpoint, due=False)).copy == first.copy
     await checkpoint.release(first.copy)
     assert await claim(checkpoint, due=False, skip=(first.copy,)) is None
 
 
-async def test_patience_counts_only_the_same_reason_in_a_row(checkpoint: Checkpoint) -> None:
+async def test_failures_of_one_kind_in_a_row_are_remembered(checkpoint: Checkpoint) -> None:
     await put_in(checkpoint, clip_at(0))
     counted = []
-    for reason in ("cut", "cut", "timeout", "cut", "cut", "cut"):
+    for again in (1, 2, 1, 1, 2, 3):
         claimed = await must_claim(checkpoint)
-        counted.append(claimed.same_reason)
-        await checkpoint.put_off(claimed.copy, reason, not_before=NOW, tally=TALLY, now=NOW)
-    assert counted == [0, 1, 2, 1, 1, 2]
-    assert (await must_claim(checkpoint)).attempts == 6
+        counted.append((claimed.attempts, claimed.same_reason))
+        await checkpoint.put_off(
+            claimed.copy, "cut", again=again, not_before=NOW, tally=TALLY, now=NOW
+        )
+    assert counted == [(0, 0), (1, 1), (2, 2), (3, 1), (4, 1), (5, 2)]
+
+
+async def test_a_copy_put_off_by_a_clock_that_was_years_ahead_is_due(
+    checkpoint: Checkpoint,
+) -> None:
+    await put_in(checkpoint, clip_at(0))
+    first = await must_claim(checkpoint)
+    far = NOW + timedelta(days=400)
+    await checkpoint.put_off(first.copy, "no", again=1, not_before=far, tally=TALLY, now=far)
+    assert (await must_claim(checkpoint)).copy == first.copy
 
 
 # -- uploads and outcomes --------------------------------------------------------------------------
@@ -345,6 +477,49 @@ async def test_an_upload_survives_a_restart_and_ends_with_its_outcome(tmp_path: 
     ]
 
 
+async def test_an_upload_belongs_to_its_own_copy(checkpoint: Checkpoint) -> None:
+    await put_in(checkpoint, clip_at(0), stores=("nas", "offsite"))
+    nas = await must_claim(checkpoint, stores=("nas",))
+    await checkpoint.save_upload(nas.copy, UploadState("s", nas.key, "video/mp4", NOW))
+    assert (await must_claim(checkpoint, stores=("offsite",))).upload is None
+
+
+async def test_an_outcome_ends_everything_that_was_on_the_way(tmp_path: Path) -> None:
+    async with opened(tmp_path) as checkpoint:
+        await put_in(checkpoint, clip_at(0), clip_at(1))
+        claims = [await must_claim(checkpoint), await must_claim(checkpoint)]
+        for claimed in claims:
+            begun = UploadState("s", claimed.key, "video/mp4", NOW)
+            await checkpoint.save_upload(claimed.copy, begun)
+            await checkpoint.put_off(
+                claimed.copy, "timeout", again=1, not_before=NOW, tally=TALLY, now=NOW
+            )
+        await must_claim(checkpoint)
+        await must_claim(checkpoint)
+        await store(checkpoint, claims[0])
+        await checkpoint.set_aside(claims[1].copy, "gone", tally=TALLY, now=NOW)
+        assert await claim(checkpoint) is None
+    assert rows(tmp_path, "SELECT state, claim, reason, finished_ms FROM copy ORDER BY id") == [
+        ("stored", None, None, to_ms(NOW)),
+        ("set_aside", None, "gone", to_ms(NOW)),
+    ]
+    assert rows(tmp_path, "SELECT * FROM upload") == []
+    assert rows(tmp_path, "SELECT outcome, reason, bytes, seconds FROM attempt ORDER BY id") == [
+        ("failed", "timeout", 10, 0.5),
+        ("failed", "timeout", 10, 0.5),
+        ("stored", "", 10, 0.5),
+        ("set_aside", "gone", 10, 0.5),
+    ]
+
+
+async def test_a_store_is_used_once_a_clip_was_stored_in_it(checkpoint: Checkpoint) -> None:
+    await put_in(checkpoint, clip_at(0), stores=("nas", "offsite"))
+    assert not await checkpoint.has_stored("nas")
+    await store(checkpoint, await must_claim(checkpoint))
+    assert await checkpoint.has_stored("nas")
+    assert not await checkpoint.has_stored("offsite")
+
+
 async def test_another_key_is_free_and_forgets_the_upload(checkpoint: Checkpoint) -> None:
     await put_in(checkpoint, clip_at(0), clip_at(1))
     first, second = await must_claim(checkpoint), await must_claim(checkpoint)
@@ -363,9 +538,28 @@ async def test_the_history_of_a_copy_is_kept_and_bounded(
     await put_in(checkpoint, clip_at(0))
     for number in range(ATTEMPTS_KEPT + 5):
         claimed = await must_claim(checkpoint)
-        await checkpoint.put_off(claimed.copy, f"{number}", not_before=NOW, tally=TALLY, now=NOW)
+        await checkpoint.put_off(
+            claimed.copy, f"{number}", again=1, not_before=NOW, tally=TALLY, now=NOW
+        )
     history = rows(tmp_path / "state", "SELECT reason, bytes FROM attempt ORDER BY id")
     assert history == [(f"{number}", 10) for number in range(5, ATTEMPTS_KEPT + 5)]
+
+
+async def test_the_history_of_one_copy_pushes_out_no_others(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    await put_in(checkpoint, clip_at(0), clip_at(1))
+    first = await must_claim(checkpoint)
+    await checkpoint.put_off(
+        first.copy, "first", again=1, not_before=NOW + timedelta(hours=1), tally=TALLY, now=NOW
+    )
+    for _ in range(ATTEMPTS_KEPT + 5):
+        claimed = await must_claim(checkpoint)
+        await checkpoint.put_off(
+            claimed.copy, "other", again=1, not_before=NOW, tally=TALLY, now=NOW
+        )
+    kept = rows(tmp_path / "state", "SELECT reason, count(*) FROM attempt GROUP BY reason")
+    assert kept == [("first", 1), ("other", ATTEMPTS_KEPT)]
 
 
 async def test_a_cancelled_caller_does_not_split_an_outcome(tmp_path: Path) -> None:
@@ -401,21 +595,97 @@ async def test_the_files_are_private(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
 
 
-async def test_outcomes_reach_the_disk_before_they_return(checkpoint: Checkpoint) -> None:
+async def test_what_must_survive_a_power_cut_is_on_the_disk_before_anyone_acts_on_it(
+    checkpoint: Checkpoint,
+) -> None:
+    """And nothing else waits for the disk: a claim, a chunk more, a pause."""
     seen: list[str] = []
     await checkpoint._database.run(lambda db: db.set_trace_callback(seen.append))
-    await put_in(checkpoint, clip_at(0))
-    claimed = await must_claim(checkpoint)
-    await store(checkpoint, claimed)
-    commits = [line for line in seen if line.startswith(("PRAGMA synchronous", "COMMIT"))]
-    assert commits == [
-        "PRAGMA synchronous=FULL", "COMMIT",
-        "PRAGMA synchronous=NORMAL", "COMMIT",
-        "PRAGMA synchronous=FULL", "COMMIT",
-    ]  # fmt: skip
-    assert (
-        await checkpoint._database.run(lambda db: db.execute("PRAGMA journal_mode").fetchone())
-    )[0] == "wal"
+
+    async def synced(work: Awaitable[object]) -> str:
+        seen.clear()
+        await work
+        (mode, _) = [line for line in seen if line.startswith(("PRAGMA synchronous", "COMMIT"))]
+        return mode.removeprefix("PRAGMA synchronous=")
+
+    assert await synced(put_in(checkpoint, clip_at(0), clip_at(1), clip_at(2))) == "FULL"
+    assert await synced(checkpoint.advance(PORCH, {"nas": listed(NOW)})) == "FULL"
+    assert await synced(checkpoint.record_cycle(NOW)) == "NORMAL"
+    assert await synced(claim(checkpoint)) == "NORMAL"
+    claims = [await must_claim(checkpoint) for _ in range(2)]
+    copy = claims[0].copy
+    begun = UploadState("s", "k.mp4", "video/mp4", NOW)
+    assert await synced(checkpoint.save_upload(copy, begun)) == "FULL"
+    assert await synced(checkpoint.save_upload(copy, replace(begun, offset=10))) == "NORMAL"
+    ending = replace(begun, offset=10, total=12, total_crc32c=3)
+    assert await synced(checkpoint.save_upload(copy, ending)) == "FULL"
+    assert await synced(checkpoint.forget_upload(copy)) == "NORMAL"
+    assert await synced(checkpoint.change_key(copy, iter(["new.mp4"]))) == "FULL"
+    assert await synced(checkpoint.release(copy)) == "NORMAL"
+    failing = checkpoint.put_off(copy, "no", again=1, not_before=NOW, tally=TALLY, now=NOW)
+    assert await synced(failing) == "FULL"
+    assert await synced(checkpoint.set_aside(copy, "no", tally=TALLY, now=NOW)) == "FULL"
+    assert await synced(store(checkpoint, claims[1])) == "FULL"
+    journal = await checkpoint._database.run(
+        lambda db: db.execute("PRAGMA journal_mode").fetchone()
+    )
+    assert journal == ("wal",)  # only with it NORMAL loses the latest, and never the order
+
+
+async def test_what_is_handed_over_is_done_in_order_one_at_a_time(checkpoint: Checkpoint) -> None:
+    order: list[str] = []
+    began, go = threading.Event(), threading.Event()
+
+    def slow(_: sqlite3.Connection) -> None:
+        began.set()
+        assert go.wait(20)
+        order.append("slow")
+
+    first = asyncio.create_task(checkpoint._database.run(slow))
+    while not began.is_set():
+        await asyncio.sleep(0.001)
+    second = asyncio.create_task(checkpoint._database.run(lambda _: order.append("fast")))
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert order == []  # the loop went on, the second waits for its turn
+    go.set()
+    await asyncio.gather(first, second)
+    assert order == ["slow", "fast"]
+
+
+async def test_a_transaction_that_cannot_be_ended_well_is_undone(checkpoint: Checkpoint) -> None:
+    """A commit can fail (here by a deferred reference to nothing); the next one must not."""
+
+    def work(db: sqlite3.Connection) -> bool:
+        with pytest.raises(sqlite3.IntegrityError), transaction(db, durable=True):
+            db.execute("PRAGMA defer_foreign_keys=ON")
+            db.execute("INSERT INTO reach VALUES (4711, 'nas', 0, 0, 0, 0, NULL)")
+        return db.in_transaction
+
+    assert not await checkpoint._database.run(work)
+    assert await put_in(checkpoint, clip_at(0)) == 1
+
+
+async def test_an_interrupted_transaction_is_undone(checkpoint: Checkpoint) -> None:
+    def work(db: sqlite3.Connection) -> tuple[bool, list[tuple[str]]]:
+        with pytest.raises(KeyboardInterrupt), transaction(db, durable=False):
+            db.execute("INSERT INTO meta VALUES ('half', 'done')")
+            raise KeyboardInterrupt
+        return db.in_transaction, db.execute("SELECT name FROM meta").fetchall()
+
+    assert await checkpoint._database.run(work) == (False, [])
+
+
+async def test_a_closed_checkpoint_is_one_file_and_leaves_no_thread(tmp_path: Path) -> None:
+    async with opened(tmp_path) as checkpoint:
+        await put_in(checkpoint, clip_at(0))
+        checkpoint.close()
+        checkpoint.close()
+    assert {path.name for path in tmp_path.iterdir()} == {database.FILE_NAME, database.LOCK_NAME}
+    (tmp_path / database.FILE_NAME).write_bytes(b"no database" * 100)
+    with pytest.raises(CheckpointError):
+        await Checkpoint.open(tmp_path, now=NOW)
+    assert [one.name for one in threading.enumerate() if "checkpoint" in one.name] == []
 
 
 async def test_a_second_engine_is_refused_and_told_how_to_ask_the_first(tmp_path: Path) -> None:
@@ -463,9 +733,11 @@ async def test_a_migration_that_fails_changes_nothing(
     monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, str(step)))
     with pytest.raises(CheckpointError, match="cannot be used"):
         await Checkpoint.open(tmp_path, now=NOW)
-    monkeypatch.undo()
-    async with opened(tmp_path):
-        assert rows(tmp_path, "PRAGMA user_version") == [(1,)]
+    assert not [row for row in rows(tmp_path, "PRAGMA table_info(copy)") if "proven_ms" in row]
+    step.write_text("ALTER TABLE copy ADD COLUMN proven_ms INTEGER;")
+    async with opened(tmp_path) as checkpoint:  # once mended, it goes on where it was
+        assert rows(tmp_path, "PRAGMA user_version") == [(2,)]
+        assert await must_claim(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -501,3 +773,41 @@ async def test_a_full_disk_is_one_clear_error_and_loses_nothing(tmp_path: Path) 
         assert await checkpoint.counts() == {"waiting": 1, "set_aside": 0}
         await store(checkpoint, await must_claim(checkpoint))
     assert rows(tmp_path, "SELECT state FROM copy") == [("stored",)]
+
+
+# -- looking beside an engine ----------------------------------------------------------------------
+
+
+async def test_looking_changes_nothing_and_sees_what_an_engine_did(tmp_path: Path) -> None:
+    async with opened(tmp_path) as checkpoint:
+        await put_in(checkpoint, clip_at(0))
+        beside = await Checkpoint.peek(tmp_path)
+        try:
+            assert await beside.counts() == {"waiting": 1, "set_aside": 0}
+            await put_in(checkpoint, clip_at(1))
+            assert await beside.counts() == {"waiting": 2, "set_aside": 0}
+            with pytest.raises(CheckpointError, match="readonly"):
+                await put_in(beside, clip_at(2))
+        finally:
+            beside.close()
+        assert await checkpoint.counts() == {"waiting": 2, "set_aside": 0}
+        with pytest.raises(EngineRunningError):  # the look did not give the engine's lock away
+            await Checkpoint.open(tmp_path, now=NOW)
+
+
+async def test_looking_at_nothing_makes_no_file(tmp_path: Path) -> None:
+    beside = await Checkpoint.peek(tmp_path)
+    assert await beside.counts() == {"waiting": 0, "set_aside": 0}
+    beside.close()
+    with pytest.raises(CheckpointError, match="There is no checkpoint"):
+        Database(tmp_path, writable=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_looking_migrates_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path):
+        pass
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "never read"))
+    with pytest.raises(CheckpointError, match=r"older schema \(1\)"):
+        await Checkpoint.peek(tmp_path)
+    assert rows(tmp_path, "PRAGMA user_version") == [(1,)]

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nvr_backup.connections import FIRST_PROBE_SECONDS
-from nvr_backup.engine import Engine
+from nvr_backup.engine import Engine, open_engine
 from nvr_backup.errors import Blocked, Transient, Unfit
-from nvr_backup.model import Camera, Clip
-from nvr_backup.pool import FIRST_DELAY, JITTER, LONGEST_DELAY, PATIENCE
+from nvr_backup.keys import candidates
+from nvr_backup.model import Camera, Clip, StoredObject
+from nvr_backup.pool import FIRST_DELAY, JITTER, LONGEST_DELAY, LONGEST_NAP_SECONDS, PATIENCE
+from nvr_backup.rows import Claim
+from nvr_backup.settings import Settings
 from tests.support.fakes import FakeSource, FakeStore, clip_at, mp4
 from tests.support.wired import Wired
 
@@ -81,7 +87,7 @@ async def test_every_store_gets_every_clip_with_a_state_of_its_own(wired: Wired)
         assert stored_exactly(wired.store, wired.source)
         assert len(wired.stores["offsite"].objects) == 3
         marks = await engine.checkpoint.watermarks()
-        assert marks["home", "Porch", "nas"] > marks["home", "Porch", "offsite"]
+        assert marks["home", "porch", "nas"] > marks["home", "porch", "offsite"]
         await once(engine)
     assert len(wired.stores["offsite"].objects) == 3  # tried once in the life of an engine by hand
     async with wired.engine() as engine:
@@ -114,7 +120,8 @@ async def test_a_short_stretch_by_hand_does_not_count_as_the_whole(wired: Wired)
         since = wired.clock.now() - timedelta(hours=1)
         await engine.once(asyncio.Event(), since=since)
         assert len(wired.store.objects) == 1
-        assert await engine.checkpoint.reaches(late.camera) == {}
+        reach = (await engine.checkpoint.reaches(late.camera))["nas"]
+        assert reach.listed_until == reach.seen == reach.begin  # nothing counts as listed
         await once(engine)
     assert stored_exactly(wired.store, wired.source)
 
@@ -140,7 +147,7 @@ async def test_a_bad_body_is_reported_by_name_and_holds_the_watermark(
     async with wired.engine() as engine:
         await once(engine)
         marks = await engine.checkpoint.watermarks()
-        assert marks["home", "Porch", "nas"] == clip_at(1332).start
+        assert marks["home", "porch", "nas"] == clip_at(1332).start
         ((clip, reason),) = engine.pool.outcomes.reasons.values()
         assert clip.id == "porch-1332"
         assert says in reason
@@ -152,7 +159,7 @@ async def test_a_bad_body_is_reported_by_name_and_holds_the_watermark(
     async with wired.engine() as engine:
         await once(engine)
         marks = await engine.checkpoint.watermarks()
-        assert marks["home", "Porch", "nas"] == wired.clock.now() - timedelta(seconds=30)
+        assert marks["home", "porch", "nas"] == wired.clock.now() - timedelta(seconds=30)
     assert stored_exactly(wired.store, wired.source)
 
 
@@ -201,6 +208,162 @@ async def test_the_other_sides_wish_to_wait_is_honoured(wired: Wired) -> None:
     assert wired.said("clip failed")[0]["retry_in_seconds"] == 500
 
 
+@pytest.mark.parametrize(("asked", "waits"), [(5, 30), (1e9, 6 * HOUR), (-7, 30)])
+async def test_the_other_sides_wish_is_no_command(wired: Wired, asked: float, waits: float) -> None:
+    fill(wired, 1)
+    wired.store.faults.arm("put", Transient("429", retry_after=asked))
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("clip failed"))
+    (line,) = wired.said("clip failed")
+    assert (1 - JITTER) * waits - 1 <= line["retry_in_seconds"] <= (1 + JITTER) * waits + 1
+
+
+async def test_a_failed_clip_is_tried_again_when_it_is_due_and_not_before(wired: Wired) -> None:
+    fill(wired, 1)
+    wired.store.faults.arm("put", *[Transient(f"503 {n}") for n in range(4)])
+    tried: list[float] = []
+    async with wired.daemon():
+        for attempt in range(1, 6):
+            await wired.until(
+                lambda attempt=attempt: len(wired.said("clip started")) == attempt,  # type: ignore[misc]
+                step=1,
+            )
+            tried.append(wired.clock.monotonic())
+    gaps = [after - before for before, after in pairwise(tried)]
+    said = [line["retry_in_seconds"] for line in wired.said("clip failed")]
+    assert len(gaps) == len(said) == 4
+    for gap, asked in zip(gaps, said, strict=True):
+        assert asked - 1 <= gap <= asked + 10
+    assert len(set(said)) == 4
+
+
+async def test_jitter_parts_clips_that_failed_together(wired: Wired) -> None:
+    fill(wired, 12)
+    wired.store.faults.arm("put", *[Transient("503")] * 12)
+    async with wired.daemon():
+        await wired.until(lambda: len(wired.said("clip failed")) == 12)
+    delays = {line["retry_in_seconds"] for line in wired.said("clip failed")}
+    assert len(delays) > 3
+    first = FIRST_DELAY.total_seconds()
+    assert (1 - JITTER) * first - 1 <= min(delays) <= max(delays) <= (1 + JITTER) * first + 1
+
+
+async def test_patience_begins_anew_when_the_finding_changes(wired: Wired) -> None:
+    fill(wired, 1)
+    recording = wired.source.recordings["porch-1330"]
+    wired.source.announce_size = False
+    nearly = PATIENCE - 1
+    bodies = [mp4(900)[:600]] * nearly + [b"<html>502</html>"] * nearly + [b""]
+    async with wired.daemon():
+        for attempt, body in enumerate(bodies):
+            recording.data = body
+            await wired.until(
+                lambda attempt=attempt: len(wired.said("clip failed")) > attempt,  # type: ignore[misc]
+                step=600,
+            )
+    assert wired.said("clip set aside") == []
+    assert states(wired) == ["waiting"]
+
+
+async def test_a_clip_that_failed_a_thousand_times_waits_no_longer_than_any(
+    wired: Wired,
+) -> None:
+    fill(wired, 1)
+    async with wired.engine() as engine:
+        await engine.list_all()
+    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+        db.execute("UPDATE copy SET attempts = 1000")
+    wired.store.faults.arm("put", Transient("503"))
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("clip failed"))
+    (line,) = wired.said("clip failed")
+    assert line["attempt"] == 1001
+    assert line["retry_in_seconds"] <= (1 + JITTER) * LONGEST_DELAY.total_seconds()
+
+
+async def test_a_failing_link_never_sets_a_clip_aside(wired: Wired) -> None:
+    fill(wired, 1)
+    wired.store.faults.arm("put", *[Transient("timeout")] * 2 * PATIENCE)
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("clip stored"), step=1800)
+    assert wired.said("clip set aside") == []
+    assert len(wired.said("clip failed")) == 2 * PATIENCE
+
+
+async def test_a_clip_put_back_from_outside_is_noticed(wired: Wired) -> None:
+    """`retry` works on the database beside the daemon and has no way to wake it."""
+    fill(wired, 1)
+    wired.source.faults.arm("open", Unfit("gone"))
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("cycle finished"))
+        with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+            db.execute("UPDATE copy SET state = 'waiting'")
+        await wired.until(lambda: wired.clock.sleepers >= 2)
+        await wired.clock.advance(LONGEST_NAP_SECONDS)
+        await wired.until(lambda: wired.said("clip stored"))
+
+
+async def test_a_backlog_that_nobody_wants_makes_no_haste(wired: Wired) -> None:
+    fill(wired, 1)
+    async with wired.daemon() as engine:
+        engine.pool.cameras = lambda _: False
+        await wired.until(lambda: wired.said("cycle finished"))
+        await wired.until(lambda: wired.clock.sleepers >= 2)
+        assert min(wired.clock.waits) >= 1
+
+
+# -- foreign objects -------------------------------------------------------------------------------
+
+
+def foreign(wired: Wired, key: str) -> None:
+    wired.store.objects[key] = (StoredObject(key, 7, 1), b"foreign")
+
+
+async def test_a_clip_beside_foreign_objects_gets_a_key_of_its_own(wired: Wired) -> None:
+    fill(wired, 1)
+    clip = wired.source.recordings["porch-1330"].clip
+    planned, *others = candidates("{cameraName}/{yyyy}/{MM}/{dd}/{HH-mm-ss}.mp4", clip)
+    for key in (planned, *others[:2]):
+        foreign(wired, key)
+    async with wired.engine() as engine:
+        await once(engine)
+        await once(engine)
+    assert len(wired.store.objects) == 4
+    assert wired.store.objects[others[2]][1] == wired.source.recordings["porch-1330"].data
+    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+        assert db.execute("SELECT state, object_key FROM copy").fetchall() == [
+            ("stored", others[2])
+        ]
+
+
+async def test_a_clip_whose_every_key_is_taken_is_set_aside_by_name(wired: Wired) -> None:
+    fill(wired, 2)
+    clip = wired.source.recordings["porch-1330"].clip
+    for key in candidates("{cameraName}/{yyyy}/{MM}/{dd}/{HH-mm-ss}.mp4", clip):
+        foreign(wired, key)
+    held = dict(wired.store.objects)
+    async with wired.engine() as engine:
+        await once(engine)
+    assert states(wired) == ["set_aside", "stored"]
+    (line,) = wired.said("clip set aside")
+    assert line["clip"] == "porch-1330"
+    assert "prefix" in line["hint"]
+    assert held.items() <= wired.store.objects.items()
+
+
+async def test_a_clip_in_another_container_is_stored_under_its_own_extension(
+    wired: Wired,
+) -> None:
+    fill(wired, 1)
+    body = (b"G\0\0\x10" + b"\0" * 184) * 5  # an MPEG transport stream
+    wired.source.recordings["porch-1330"].data = body
+    async with wired.engine() as engine:
+        await once(engine)
+    ((key, (stored, data)),) = wired.store.objects.items()
+    assert key == "Porch/2026/01/01/22-10-00.ts"
+    assert (stored.content_type, data) == ("video/mp2t", body)
+
+
 # -- blocked ---------------------------------------------------------------------------------------
 
 
@@ -211,6 +374,7 @@ async def test_a_blocked_store_waits_and_the_other_goes_on(wired: Wired) -> None
     gone = "The bucket is gone."
     # The third comes after the probe has found everything in order: the same trouble still.
     offsite.faults.arm("put", Blocked(gone, hint="Make it."), Blocked(gone), Blocked(gone))
+    offsite.faults.skip["probe"] = 1  # the look at the start finds everything in order
     offsite.faults.arm("probe", Blocked("still gone"), Transient("timeout"))
     async with wired.daemon():
         await wired.until(lambda: stored_exactly(wired.store, wired.source))
@@ -224,7 +388,9 @@ async def test_a_blocked_store_waits_and_the_other_goes_on(wired: Wired) -> None
         "Make it.",
     )
     assert len(wired.said("recovered")) == 2  # after the probe, and after work truly succeeded
-    assert wired.said("clip failed") == []  # no clip is to blame
+    assert not wired.said("clip set aside")
+    # Only the clip that met the trouble again after the probe had found none steps back.
+    assert len(wired.said("clip failed")) <= 1
 
 
 async def test_a_blocked_source_is_not_asked_until_it_recovers(wired: Wired) -> None:
@@ -251,6 +417,50 @@ async def test_once_ends_although_a_part_is_blocked(wired: Wired) -> None:
         assert await engine.checkpoint.counts() == {"waiting": 3, "set_aside": 0}
 
 
+async def test_a_blocked_source_is_a_failure_of_the_cycle_and_stops_no_other(
+    wired: Wired,
+) -> None:
+    wired.sources["cabin"] = FakeSource("cabin")
+    fill(wired, 2)
+    wired.sources["cabin"].faults.arm("cameras", Blocked("Incorrect password."))
+    async with wired.engine() as engine:
+        for _ in range(2):  # the second time it is not even asked
+            cycle = await engine.once(asyncio.Event())
+            assert cycle.failures == [("sources.cabin", "Incorrect password.")]
+    assert stored_exactly(wired.store, wired.source)
+    assert len(wired.said("blocked")) == 1
+
+
+async def test_a_transfer_that_finds_its_source_blocked_blocks_the_source_alone(
+    wired: Wired,
+) -> None:
+    fill(wired, 3)
+    wired.source.faults.arm("open", *[Blocked("Incorrect password.")] * 2)  # there are 2 workers
+    async with wired.engine() as engine:
+        await once(engine)
+        assert engine.sources["home"].blocked is not None
+        assert engine.stores["nas"].blocked is None
+    assert {line["part"] for line in wired.said("blocked")} == {"sources.home"}
+
+
+@pytest.mark.parametrize("part", ["sources.home", "stores.nas"])
+async def test_a_trouble_is_over_once_a_clip_was_stored(wired: Wired, part: str) -> None:
+    """Not at the next listing only: another block until then is a new one, and is said again."""
+    fill(wired, 1)
+    faults, step = (
+        (wired.source.faults, "open") if part == "sources.home" else (wired.store.faults, "put")
+    )
+    faults.arm(step, Blocked("Refused."))
+    async with wired.daemon() as engine:
+        connection = engine.sources["home"] if part == "sources.home" else engine.stores["nas"]
+        assert connection.part == part
+        await wired.until(lambda: wired.said("blocked"))
+        assert connection.blocked_since is not None
+        await wired.until(lambda: wired.said("clip stored"), step=FIRST_PROBE_SECONDS)
+        assert len(wired.said("cycle started")) == 1
+        assert connection.blocked_since is None
+
+
 # -- listing ---------------------------------------------------------------------------------------
 
 
@@ -261,13 +471,51 @@ async def test_a_listing_that_fails_skips_nothing(wired: Wired) -> None:
     async with wired.engine() as engine:
         cycle = await engine.once(asyncio.Event())
         assert cycle.failures == [("camera Porch", "plugin dead")]
-        assert await engine.checkpoint.reaches(clip_at(0).camera) == {}
+        reach = (await engine.checkpoint.reaches(clip_at(0).camera))["nas"]
+        assert reach.listed_until == reach.seen == reach.begin
         await engine.once(asyncio.Event())
     assert stored_exactly(wired.store, wired.source)
     assert [line["event"] for line in wired.lines if line["event"].startswith("camera")] == [
         "camera not listed",
         "camera listed again",
     ]
+
+
+async def test_a_source_that_cannot_be_listed_is_said_once_and_stops_no_other(
+    wired: Wired,
+) -> None:
+    wired.sources["cabin"] = FakeSource("cabin")
+    fill(wired, 2)
+    wired.sources["cabin"].faults.arm("cameras", *[Transient("timeout", hint="Wait.")] * 2)
+    async with wired.engine() as engine:
+        for failures in (1, 1, 0):
+            cycle = await engine.once(asyncio.Event())
+            assert cycle.failures == [("sources.cabin", "timeout Wait.")] * failures
+    assert stored_exactly(wired.store, wired.source)
+    said = [line for line in wired.lines if line.get("part") == "sources.cabin"]
+    assert [(line["level"], line["event"]) for line in said] == [
+        ("warning", "source not listed"),
+        ("debug", "source not listed"),
+        ("info", "source listed again"),
+    ]
+
+
+async def test_a_dry_run_beside_a_daemon_only_looks(wired: Wired) -> None:
+    fill(wired, 2)
+    async with wired.daemon():
+        await wired.until(lambda: wired.said("cycle finished"))
+        wired.source.add(clip_at(1400), mp4(300))
+        async with open_engine(
+            wired.settings(), clock=wired.clock, log=wired.log(), rng=random.Random(1), peek=True
+        ) as beside:
+            cycle = await beside.list_all(dry_run=True)
+            only_garden = await beside.list_all(
+                dry_run=True, wanted=lambda camera: camera.name == "Garden"
+            )
+        assert (cycle.listed, cycle.planned) == (3, 1)
+        assert [clip.id for clip in cycle.additions] == ["porch-1400"]
+        assert (only_garden.cameras, only_garden.listed) == ([], 0)
+        assert len(wired.store.objects) == 2
 
 
 async def test_a_first_cycle_over_months_keeps_what_it_listed_before_it_failed(
@@ -281,7 +529,8 @@ async def test_a_first_cycle_over_months_keeps_what_it_listed_before_it_failed(
     async with wired.engine(settings) as engine:
         await engine.once(asyncio.Event())
         reach = (await engine.checkpoint.reaches(clip_at(0).camera))["nas"]
-        assert clip_at(0).start - timedelta(days=3) < reach < clip_at(0).start
+        assert reach.begin == reach.proven == reach.listed_until  # one pass alone proves nothing
+        assert reach.seen == clip_at(-2 * 1440 + 60).start
         assert len(wired.store.objects) == 3
         await engine.once(asyncio.Event())
     assert stored_exactly(wired.store, wired.source)
@@ -318,7 +567,7 @@ async def test_a_clock_that_was_ahead_leaves_no_gap(wired: Wired) -> None:
     async with wired.engine() as engine:
         await once(engine)
         marks = await engine.checkpoint.watermarks()
-        assert marks["home", "Porch", "nas"] <= wired.clock.now()
+        assert marks["home", "porch", "nas"] <= wired.clock.now()
     assert stored_exactly(wired.store, wired.source)
 
 
@@ -499,3 +748,151 @@ async def test_a_blocked_part_can_be_replaced(wired: Wired) -> None:
         await engine.apply(new)
         await wired.until(lambda: stored_exactly(wired.store, wired.source))
         await wired.until(lambda: wired.closed == ["nas"])
+
+
+async def test_a_source_that_is_replaced_serves_its_last_transfer_first(wired: Wired) -> None:
+    fill(wired, 1, size=3 * KIB_300)
+    wired.store.hold = asyncio.Event()
+    moved = {"home": {"kind": "scrypted", "url": "http://127.0.0.1:2", "username": "u"}}
+    moved["home"]["password"] = "p"
+    async with wired.daemon() as engine:
+        await wired.until(lambda: wired.store.held == 1)
+        await wired.until(lambda: wired.said("cycle listed"))
+        await engine.apply(wired.settings(sources=moved))
+        await wired.until(lambda: wired.opened.count("home") == 2)
+        await wired.clock.settle()
+        assert wired.closed == []  # the old one is still being read
+        wired.store.hold.set()
+        await wired.until(lambda: wired.closed == ["home"])
+        assert stored_exactly(wired.store, wired.source)
+    assert len(wired.said("clip started")) == 1
+
+
+@pytest.mark.parametrize("what", ["store replaced", "source replaced", "both replaced"])
+async def test_a_reload_between_a_claim_and_its_transfer_uses_the_new_part(
+    wired: Wired, what: str
+) -> None:
+    fill(wired, 1)
+    elsewhere = {"nas": {"kind": "directory", "path": str(wired.folder / "b")}}
+    moved = {"home": {"kind": "scrypted", "url": "http://127.0.0.1:2", "username": "u"}}
+    moved["home"]["password"] = "p"
+    new = wired.settings(
+        **({} if what == "source replaced" else {"stores": elsewhere}),
+        **({} if what == "store replaced" else {"sources": moved}),
+    )
+    async with wired.daemon() as engine:
+        reload_after_claim(wired, engine, new)
+        await wired.until(lambda: stored_exactly(wired.store, wired.source))
+        replaced = 2 if what == "both replaced" else 1
+        await wired.until(lambda: len(wired.closed) == replaced)
+    assert len(wired.said("clip started")) == 1
+
+
+async def test_a_part_that_is_taken_away_after_a_claim_leaves_the_clip_in_the_backlog(
+    wired: Wired,
+) -> None:
+    fill(wired, 1)
+    both = {"nas": FakeStore(), "offsite": FakeStore()}
+    wired.stores = dict(both)
+    old = wired.settings()
+    del wired.stores["offsite"]
+    new = wired.settings()
+    wired.stores = both
+    async with wired.daemon(old) as engine:
+        reload_after_claim(wired, engine, new, store="offsite")
+        await wired.until(lambda: stored_exactly(wired.store, wired.source))
+        await wired.until(lambda: wired.said("cycle finished"))
+        assert wired.stores["offsite"].objects == {}
+        await engine.apply(old)  # it comes back: nothing was lost
+        await wired.until(lambda: stored_exactly(wired.stores["offsite"], wired.source))
+
+
+def reload_after_claim(
+    wired: Wired, engine: Engine, new: Settings, *, store: str | None = None
+) -> None:
+    """Let new settings come when a clip has just been claimed, and no transfer begun."""
+    real = engine.checkpoint.claim
+    reloaded = False
+
+    async def claim(**options: Any) -> Claim | None:
+        nonlocal reloaded
+        claimed = await real(**options)
+        if claimed is not None and store in {None, claimed.store} and not reloaded:
+            reloaded = True
+            await engine.apply(new)
+        return claimed
+
+    wired.monkeypatch.setattr(engine.checkpoint, "claim", claim)
+
+
+async def test_a_source_that_is_replaced_as_a_cycle_begins_is_left_to_the_next(
+    wired: Wired,
+) -> None:
+    fill(wired, 1)
+    moved = {"home": {"kind": "scrypted", "url": "http://127.0.0.1:2", "username": "u"}}
+    moved["home"]["password"] = "p"
+    async with wired.engine() as engine:
+        await engine.sources["home"].adapter()
+        real = engine.checkpoint.note_pairs
+        noted = asyncio.Event()
+
+        async def note_and_tell(*args: Any) -> None:
+            await real(*args)
+            noted.set()
+
+        wired.monkeypatch.setattr(engine.checkpoint, "note_pairs", note_and_tell)
+        listing = asyncio.create_task(engine.list_all())
+        await noted.wait()  # it makes its list of sources now
+        await engine.apply(wired.settings(sources=moved))
+        cycle = await listing
+        assert (cycle.cameras, cycle.failures) == ([], [])
+        assert (await engine.list_all()).planned == 1
+
+
+async def test_a_source_that_is_taken_away_is_closed_and_not_listed(wired: Wired) -> None:
+    wired.sources["cabin"] = FakeSource("cabin")
+    camera = Camera("cabin", "lake", "Lake")
+    wired.sources["cabin"].add(clip_at(1330, camera=camera), mp4(300))
+    fill(wired, 1)
+    async with wired.engine() as engine:
+        await once(engine)
+        assert len(wired.store.objects) == 2
+        cabin = wired.sources.pop("cabin")
+        await engine.apply(wired.settings())
+        wired.sources["cabin"] = cabin
+        await wired.until(lambda: wired.closed == ["cabin"])
+        cabin.windows.clear()
+        assert (await engine.list_all()).listed == 1
+        assert cabin.windows == []
+
+
+async def test_a_changed_chunk_size_applies_to_the_next_clip(wired: Wired) -> None:
+    fill(wired, 1, size=4 * KIB_300)
+    async with wired.daemon() as engine:
+        await wired.until(lambda: wired.store.objects)
+        assert wired.store.most_in_memory == 256 * 1024
+        await engine.apply(wired.settings(transfer={"workers": 2, "chunk_size": "512KiB"}))
+        wired.source.add(clip_at(1400), mp4(4 * KIB_300, seed=99))
+        assert engine.scheduler is not None
+        engine.scheduler.trigger()
+        await wired.until(lambda: len(wired.store.objects) == 2)
+        assert wired.store.most_in_memory == 512 * 1024
+
+
+async def test_fewer_workers_apply_as_soon_as_transfers_end(wired: Wired) -> None:
+    fill(wired, 6, size=KIB_300)
+    wired.store.hold = asyncio.Event()
+    most = 0
+
+    def look() -> bool:
+        nonlocal most
+        most = max(most, len(engine.pool.running))
+        return stored_exactly(wired.store, wired.source)
+
+    async with wired.daemon() as engine:
+        await wired.until(lambda: wired.store.held == 2)
+        await engine.apply(wired.settings(transfer={"workers": 1, "chunk_size": "256KiB"}))
+        wired.store.hold.set()
+        await wired.until(lambda: len(engine.pool.running) < 2)
+        await wired.until(look)
+    assert most == 1

@@ -54,10 +54,11 @@ names = st.one_of(
 times = st.datetimes(datetime(1, 1, 2), datetime(9999, 12, 30)).map(  # noqa: DTZ001
     lambda naive: naive.replace(microsecond=naive.microsecond // 1000 * 1000, tzinfo=UTC)
 )
+texts = names.map(lambda name: name.encode("utf-8", "replace").decode())  # as `model` demands
 clips = st.builds(
     Clip,
-    st.builds(Camera, st.sampled_from(["home", "front-door_2"]), names, names),
-    names,
+    st.builds(Camera, st.sampled_from(["home", "front-door_2"]), texts, texts),
+    texts,
     times,
 )
 

@@ -10,18 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvr_backup.model import Clip
+from nvr_backup.model import Clip, Window, to_ms
 from nvr_backup.planner import (
     ALL_REACH,
-    QUIET_REACH,
+    TAIL,
     UNKNOWN_LENGTH,
+    WHOLE_EVERY,
+    Findings,
     KnownClip,
     NewId,
+    Reach,
     Rules,
+    Stretch,
+    advance,
     believable,
+    first_reach,
     plan,
-    reach_after,
-    window_for,
+    stretch_for,
 )
 from tests.support.fakes import EPOCH, clip_at
 
@@ -68,6 +73,15 @@ def test_clips_from_the_future_are_counted_and_not_planned() -> None:
     assert (decided.additions, decided.ahead) == ((), 1)
 
 
+@pytest.mark.parametrize(("seconds", "ahead"), [(0, 0), (1, 0), (120, 0), (120.001, 1), (86400, 1)])
+def test_a_clock_a_little_ahead_is_no_trouble(seconds: float, ahead: int) -> None:
+    begins = NOW + timedelta(seconds=seconds)
+    decided = plan(
+        [Clip(clip_at(0).camera, "a", begins, None)], [], since=ALL_TIME, rules=RULES, now=NOW
+    )
+    assert (decided.ahead, decided.open_since) == (ahead, begins)
+
+
 # -- what is the same clip -------------------------------------------------------------------------
 
 
@@ -86,9 +100,23 @@ def test_a_longer_version_is_planned_instead_of_the_known_one() -> None:
     assert additions(clip_at(0, seconds=20, id="a"), rows=(row,)) == [("a", 7)]
 
 
-def test_a_longer_version_under_a_new_id_is_recognised() -> None:
-    row = known(7, clip_at(0, seconds=10, id="0-10"))
-    assert additions(clip_at(0, seconds=20, id="0-20"), rows=(row,)) == [("0-20", 7)]
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_a_longer_version_under_an_id_that_tells_its_start_is_recognised(unit: int) -> None:
+    start = to_ms(EPOCH) // unit
+    row = known(7, clip_at(0, seconds=10, id=f"{start}-10"))
+    grown = clip_at(0, seconds=20, id=f"{start}-20")
+    assert additions(grown, rows=(row,)) == [(grown.id, 7)]
+    assert additions(clip_at(0, seconds=5, id=f"{start}-5"), rows=(row,)) == [(f"{start}-5", None)]
+
+
+@pytest.mark.parametrize("seconds", [5, 20, None])
+def test_another_id_alone_makes_another_clip_although_the_old_one_is_gone(
+    seconds: float | None,
+) -> None:
+    """The old one may just be missing from this listing: rather twice than not at all."""
+    row = known(7, clip_at(0, seconds=10, id="motion"))
+    person = clip_at(0, seconds=seconds, id="person")
+    assert additions(person, rows=(row,)) == [("person", None)]
 
 
 def test_growth_is_measured_against_the_longest_known_version() -> None:
@@ -109,9 +137,11 @@ def test_a_mere_change_of_id_is_noted_and_not_stored_again() -> None:
     assert decided.new_ids == (NewId(7, "new"),)
 
 
-def test_an_end_that_becomes_known_later_is_no_growth() -> None:
+def test_an_end_that_becomes_known_later_is_growth_only_beyond_what_was_assumed() -> None:
     row = known(7, clip_at(0, seconds=None, id="a"))
-    assert additions(clip_at(0, seconds=20, id="a"), rows=(row,)) == []
+    assumed = UNKNOWN_LENGTH.total_seconds()
+    assert additions(clip_at(0, seconds=assumed, id="a"), rows=(row,)) == []
+    assert additions(clip_at(0, seconds=assumed + 1, id="a"), rows=(row,)) == [("a", 7)]
 
 
 def test_a_store_that_was_added_later_joins_the_known_clip() -> None:
@@ -125,6 +155,16 @@ def test_a_store_that_was_added_later_joins_the_known_clip() -> None:
     )
     (addition,) = decided.additions
     assert (addition.stores, addition.instead_of) == (frozenset({"offsite"}), None)
+
+
+def test_a_store_that_was_added_later_joins_the_clip_as_it_is_known() -> None:
+    """Listed shorter now: still the clip that the other store holds."""
+    row = known(7, clip_at(0, seconds=60, id="a"), "nas")
+    since = {"nas": EPOCH - HOUR, "offsite": EPOCH - HOUR}
+    decided = plan([clip_at(0, seconds=50, id="a")], [row], since=since, rules=RULES, now=NOW)
+    (addition,) = decided.additions
+    assert addition.clip == clip_at(0, seconds=60, id="a")
+    assert addition.stores == frozenset({"offsite"})
 
 
 def test_a_clip_before_a_stores_window_is_not_that_stores() -> None:
@@ -152,21 +192,6 @@ def test_every_settled_clip_is_planned_exactly_once_and_then_known(listing: list
     again = plan(listing, rows, since=ALL_TIME, rules=RULES, now=NOW)
     assert again.additions == ()
     assert again.new_ids == ()
-
-
-@given(CLIPS, st.integers(0, 1500))
-def test_the_reach_never_passes_a_clip_that_is_not_planned(
-    listing: list[Clip], minute: int
-) -> None:
-    now = EPOCH + minute * MINUTE
-    decided = plan(listing, [], since=ALL_TIME, rules=RULES, now=now)
-    window = window_for(None, rules=RULES, now=now)
-    proven = window.end if listing else None
-    reach = reach_after(None, window=window, proven=proven, open_since=decided.open_since)
-    planned = {addition.clip for addition in decided.additions}
-    for clip in listing:
-        if clip not in planned:
-            assert clip.start >= reach or window.start >= reach
 
 
 @given(CLIPS, st.lists(st.integers(0, 1500), min_size=2, max_size=6))
@@ -197,6 +222,16 @@ def test_growing_clips_are_covered_by_their_longest_version(
 # -- windows and reach -----------------------------------------------------------------------------
 
 
+def reach_at(hours: float, **changes: datetime | None) -> Reach:
+    """A reach in all respects `hours` before NOW, but for `changes`."""
+    moment = NOW - hours * HOUR
+    return replace(Reach(EPOCH - 1000 * HOUR, moment, moment, moment, moment), **changes)
+
+
+def found(latest: datetime | None, **changes: object) -> Findings:
+    return replace(Findings(latest, open_since=None, complete=True), **changes)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("backfill", "back"),
     [
@@ -206,59 +241,119 @@ def test_growing_clips_are_covered_by_their_longest_version(
         (9999 * 24 * HOUR, ALL_REACH),
     ],
 )
-def test_a_first_window_goes_back_by_the_backfill(backfill: object, back: timedelta) -> None:
+def test_a_first_listing_goes_back_by_the_backfill(backfill: object, back: timedelta) -> None:
     rules = replace(RULES, backfill=backfill)  # type: ignore[arg-type]
-    window = window_for(None, rules=rules, now=NOW)
-    assert (window.start, window.end) == (NOW - RULES.settle - back, NOW - RULES.settle)
+    reach = first_reach(rules, NOW)
+    stretch = stretch_for(reach, rules=rules, now=NOW)
+    begin = NOW - RULES.settle - back
+    assert stretch == Stretch(Window(begin, NOW - RULES.settle), whole=True)
+    # No lookback ever reaches beyond where the backfill began.
+    later = stretch_for(replace(reach, proven=begin + MINUTE), rules=rules, now=NOW + HOUR)
+    assert later.window.start == begin
 
 
-def test_a_later_window_begins_a_lookback_before_the_reach() -> None:
-    window = window_for(NOW - HOUR, rules=RULES, now=NOW)
-    assert window.start == NOW - 3 * HOUR
-    assert window.end == NOW - RULES.settle
+def test_a_later_listing_begins_a_lookback_before_what_is_proven() -> None:
+    stretch = stretch_for(reach_at(1), rules=RULES, now=NOW)
+    assert stretch == Stretch(Window(NOW - 3 * HOUR, NOW - RULES.settle), whole=True)
 
 
-def test_a_reach_in_the_future_is_replaced_by_the_latest_clip_on_record() -> None:
+def test_a_long_silence_is_listed_whole_from_time_to_time_and_its_tail_always() -> None:
+    silent = reach_at(1000, whole=NOW - WHOLE_EVERY + MINUTE)
+    assert stretch_for(silent, rules=RULES, now=NOW) == Stretch(
+        Window(NOW - RULES.settle - TAIL, NOW - RULES.settle), whole=False
+    )
+    whole = stretch_for(silent, rules=RULES, now=NOW + MINUTE)
+    assert (whole.window.start, whole.whole) == (NOW - 1002 * HOUR, True)
+    never = stretch_for(replace(silent, whole=None), rules=RULES, now=NOW)
+    assert never.whole
+
+
+def test_only_what_two_passes_have_shown_is_proven() -> None:
+    reach = reach_at(10)
+    stretch = stretch_for(reach, rules=RULES, now=NOW)
+    once = advance(reach, stretch, found(NOW - 2 * HOUR), now=NOW)
+    assert (once.proven, once.seen) == (reach.proven, NOW - 2 * HOUR)
+    twice = advance(once, stretch, found(NOW - 3 * HOUR), now=NOW)
+    assert (twice.proven, twice.seen) == (NOW - 3 * HOUR, NOW - 2 * HOUR)
+    assert once.listed_until == twice.listed_until == NOW - RULES.settle
+    assert once.whole == NOW
+
+
+def test_a_pass_without_a_clip_moves_nothing() -> None:
+    reach = reach_at(10, seen=NOW - HOUR)
+    stretch = stretch_for(reach, rules=RULES, now=NOW)
+    after = advance(reach, stretch, found(None), now=NOW)
+    assert after == replace(reach, whole=NOW)
+    assert advance(reach, stretch, found(None, complete=False), now=NOW) == reach
+
+
+def test_a_pass_that_failed_half_way_counts_as_far_as_it_came() -> None:
+    reach = reach_at(10, seen=NOW - HOUR)
+    stretch = stretch_for(reach, rules=RULES, now=NOW)
+    after = advance(reach, stretch, found(NOW - 4 * HOUR, complete=False), now=NOW)
+    assert after == replace(reach, proven=NOW - 4 * HOUR)
+
+
+def test_the_tail_of_a_stretch_proves_nothing_about_the_rest() -> None:
+    reach = reach_at(1000, whole=NOW - HOUR, seen=NOW - 500 * HOUR)
+    stretch = stretch_for(reach, rules=RULES, now=NOW)
+    assert advance(reach, stretch, found(NOW - HOUR), now=NOW) == reach
+    # Unless all before it has been listed without error, which the watermark may tell.
+    listed = replace(reach, listed_until=NOW - HOUR)
+    after = advance(listed, stretch, found(NOW - HOUR), now=NOW)
+    assert after == replace(listed, listed_until=NOW - RULES.settle)
+
+
+def test_a_clip_that_is_still_growing_is_not_passed() -> None:
+    reach = reach_at(3, seen=NOW - HOUR)
+    stretch = stretch_for(reach, rules=RULES, now=NOW)
+    growing = NOW - 90 * MINUTE
+    after = advance(reach, stretch, found(NOW - HOUR, open_since=growing), now=NOW)
+    assert (after.proven, after.listed_until, after.seen) == (growing, growing, NOW - HOUR)
+    older = NOW - 5 * HOUR  # began before the reach: nothing goes back
+    after = advance(reach, stretch, found(NOW - HOUR, open_since=older), now=NOW)
+    assert (after.proven, after.listed_until) == (reach.proven, reach.listed_until)
+
+
+def test_times_in_the_future_are_replaced_by_the_latest_clip_on_record() -> None:
     future = NOW + 1000 * HOUR
-    assert believable(future, latest=NOW - 5 * HOUR, now=NOW) == NOW - 5 * HOUR
-    assert believable(future, latest=NOW + 5 * HOUR, now=NOW) == NOW
-    assert believable(future, latest=None, now=NOW) is None
-    assert believable(NOW, latest=None, now=NOW) == NOW
-    assert believable(None, latest=NOW, now=NOW) is None
+    reach = reach_at(5, proven=future, seen=future, listed_until=future, whole=future)
+    on_record = believable(reach, rules=RULES, latest=NOW - 5 * HOUR, now=NOW)
+    assert on_record == reach_at(5, whole=None)
+    ahead = believable(reach, rules=RULES, latest=NOW + 5 * HOUR, now=NOW)
+    assert ahead == reach_at(0, whole=None)
+    nothing = believable(reach, rules=RULES, latest=None, now=NOW)
+    assert nothing.proven == nothing.seen == nothing.listed_until == reach.begin
+    assert believable(reach_at(0), rules=RULES, latest=None, now=NOW) == reach_at(0)
+    begun = believable(reach_at(5, begin=future), rules=RULES, latest=None, now=NOW)
+    assert begun.begin == first_reach(RULES, NOW).begin
 
 
-def test_an_empty_listing_moves_nothing_for_thirty_days() -> None:
-    window = window_for(NOW - HOUR, rules=RULES, now=NOW)
-    assert reach_after(NOW - HOUR, window=window, proven=None, open_since=None) == NOW - HOUR
-    late = NOW + QUIET_REACH
-    window = window_for(NOW - HOUR, rules=RULES, now=late)
-    moved = reach_after(NOW - HOUR, window=window, proven=None, open_since=None)
-    assert moved == late - RULES.settle - QUIET_REACH
-
-
-def test_the_reach_stops_before_a_clip_that_is_still_growing() -> None:
-    window = window_for(NOW - HOUR, rules=RULES, now=NOW)
-    growing = NOW - 10 * MINUTE
-    assert reach_after(NOW - HOUR, window=window, proven=window.end, open_since=growing) == growing
-    older = NOW - 5 * HOUR  # began before the reach: the reach stays, and the lookback sees it
-    assert reach_after(NOW - HOUR, window=window, proven=window.end, open_since=older) == NOW - HOUR
+MOMENTS = st.integers(-3000, 3000).map(lambda minute: EPOCH + minute * MINUTE)
+REACHES = st.builds(Reach, MOMENTS, MOMENTS, MOMENTS, MOMENTS, st.none() | MOMENTS)
 
 
 @given(
-    st.integers(-3000, 3000) | st.none(),
-    st.integers(-3000, 3000),
-    st.integers(-3000, 3000) | st.none(),
+    REACHES,
+    st.none() | MOMENTS,
+    MOMENTS,
+    st.builds(Findings, st.none() | MOMENTS, st.none() | MOMENTS, st.booleans()),
 )
 def test_windows_and_reaches_hold_whatever_the_clock_does(
-    reach_minute: int | None, now_minute: int, proven_minute: int | None
+    recorded: Reach, latest: datetime | None, now: datetime, seen: Findings
 ) -> None:
-    now = EPOCH + now_minute * MINUTE
-    recorded = None if reach_minute is None else EPOCH + reach_minute * MINUTE
-    reach = believable(recorded, latest=None, now=now)
-    window = window_for(reach, rules=RULES, now=now)
-    assert window.start <= window.end <= now
-    proven = None if proven_minute is None else min(EPOCH + proven_minute * MINUTE, window.end)
-    after = reach_after(reach, window=window, proven=proven, open_since=None)
-    assert after <= window.end
-    if reach is not None:
-        assert after >= min(reach, window.end)
+    reach = believable(recorded, rules=RULES, latest=latest, now=now)
+    stretch = stretch_for(reach, rules=RULES, now=now)
+    assert stretch.window.start <= stretch.window.end <= now
+    after = advance(reach, stretch, seen, now=now)
+    assert after.begin == reach.begin
+    assert after.proven >= reach.proven
+    assert after.seen >= reach.seen
+    assert after.listed_until >= reach.listed_until
+    if seen.open_since is not None:
+        assert after.proven <= max(reach.proven, seen.open_since)
+        assert after.listed_until <= max(reach.listed_until, seen.open_since)
+    if seen.latest is None:
+        assert after.proven == reach.proven
+    else:
+        assert after.proven <= max(reach.proven, seen.latest)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import google_crc32c
 import pytest
 
+from nvr_backup.chunks import Chunk
 from nvr_backup.errors import (
     Blocked,
     KeyTaken,
@@ -19,7 +23,14 @@ from nvr_backup.errors import (
 )
 from nvr_backup.metadata import describe
 from nvr_backup.model import Clip, StoredObject, UploadState
-from nvr_backup.transfer import FRESH_STARTS, Activity, Carried, Drained, Transfer
+from nvr_backup.transfer import (
+    FRESH_STARTS,
+    KEYS_TRIED,
+    Activity,
+    Carried,
+    Drained,
+    Transfer,
+)
 from tests.support.fakes import FakeSource, FakeStore, box, clip_at, mp4
 
 CHUNK = 4096
@@ -141,6 +152,8 @@ async def test_a_source_that_fails_half_way_is_resumed_where_the_store_is(way: W
     assert way.store.objects["first.mp4"][1] == way.data
     assert way.source.opened[-1] == (way.clip.id, state.offset)
     assert way.store.received == way.size  # nothing was sent twice
+    assert way.activity.resumed_at == state.offset
+    assert way.activity.received == way.size - state.offset
 
 
 @pytest.mark.parametrize("broken", range(6))
@@ -171,9 +184,12 @@ async def test_a_source_without_ranges_is_read_again_and_proves_to_be_the_same_s
 
 
 @pytest.mark.parametrize("change", ["other bytes", "shorter"])
-async def test_a_clip_that_changed_meanwhile_begins_anew(change: str) -> None:
+@pytest.mark.parametrize("step", ["send", "finish"])
+async def test_a_clip_that_changed_meanwhile_begins_anew(change: str, step: str) -> None:
+    """What the store holds of it is never joined with what the source has now."""
     way = Way(source=FakeSource(ranges=False))
-    way.store.faults.arm("finish", Transient("503"))
+    way.store.faults.skip["send"] = 3
+    way.store.faults.arm(step, Transient("503"))
     with pytest.raises(Transient):
         await way.run()
     new = mp4(way.size, seed=5) if change == "other bytes" else mp4(2 * CHUNK)
@@ -219,9 +235,10 @@ async def test_what_is_no_whole_video_is_never_stored(body: bytes, reason: str) 
     assert first.value.origin == "sources.home"
 
 
-async def test_a_body_that_is_not_as_long_as_announced_is_never_stored(way: Way) -> None:
-    way.source.recordings[way.clip.id].size = way.size + 1
-    with pytest.raises(Suspect, match=f"announced {way.size + 1} bytes and sent {way.size}"):
+@pytest.mark.parametrize("off", [-1, 1])
+async def test_a_body_that_is_not_as_long_as_announced_is_never_stored(way: Way, off: int) -> None:
+    way.source.recordings[way.clip.id].size = way.size + off
+    with pytest.raises(Suspect, match=f"announced {way.size + off} bytes and sent {way.size}"):
         await way.run()
     assert way.store.objects == {}
 
@@ -242,6 +259,38 @@ async def test_a_clip_that_is_gone_is_unfit(way: Way) -> None:
     way.source.remove(way.clip.id)
     with pytest.raises(Unfit, match="gone"):
         await way.run()
+
+
+async def test_a_clip_that_turns_out_unfit_half_way_leaves_nothing_behind(way: Way) -> None:
+    way.source.faults.skip["piece"] = 13
+    way.source.faults.arm("piece", Unfit("The clip is gone."))
+    with pytest.raises(Unfit, match="gone"):
+        await way.run()
+    assert way.store.received > 0
+    assert way.store.sessions == {}
+    assert way.row.upload is None
+
+
+async def test_the_source_is_closed_whatever_the_end(way: Way) -> None:
+    closed = []
+
+    class Noting(FakeSource):
+        @asynccontextmanager
+        async def open(self, clip: Clip, *, offset: int = 0) -> AsyncIterator[Any]:
+            async with FakeSource.open(self, clip, offset=offset) as body:
+                try:
+                    yield body
+                finally:
+                    closed.append(offset)
+
+    way.source = Noting()
+    way.source.add(way.clip, way.data)
+    way.store.faults.skip["send"] = 1
+    way.store.faults.arm("send", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    await way.run()
+    assert closed == [0, CHUNK]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +324,22 @@ async def test_a_lost_session_begins_anew_a_limited_number_of_times(way: Way) ->
     assert way.store.objects["first.mp4"][1] == way.data
 
 
+async def test_a_session_that_is_gone_is_not_asked_again(way: Way) -> None:
+    way.store.faults.skip["send"] = 1
+    way.store.faults.arm("send", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    way.store.sessions.clear()
+    way.store.faults.skip["put"] = 1  # the first one asks for the session, the second one begins
+    way.store.faults.arm("put", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    assert way.store.faults.unused() == []
+    assert way.row.upload is None
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == way.data
+
+
 async def test_an_answer_lost_at_the_end_is_recognised_at_the_next_attempt(way: Way) -> None:
     way.store.faults.arm("finish-answer", Transient("connection lost"))
     with pytest.raises(Transient):
@@ -298,6 +363,29 @@ async def test_a_resumed_object_that_is_not_ours_begins_anew(way: Way) -> None:
     assert len(way.store.objects) == 1
 
 
+async def test_a_finished_upload_of_other_bytes_is_never_believed(way: Way) -> None:
+    way.store.faults.arm("finish-answer", Transient("connection lost"))
+    with pytest.raises(Transient):
+        await way.run()
+    ((session, _),) = way.store.finished.items()
+    held = way.foreign("first.mp4", b"x" * way.size)
+    way.store.finished[session] = held
+    carried = await way.run()
+    assert carried.stored.key == "second.mp4"
+    assert way.store.objects["second.mp4"][1] == way.data
+    assert way.store.objects["first.mp4"][0] == held
+
+
+async def test_a_store_without_checksums_is_believed_and_not_called_verified(way: Way) -> None:
+    way.store.faults.arm("finish-answer", Transient("connection lost"))
+    with pytest.raises(Transient):
+        await way.run()
+    ((session, held),) = way.store.finished.items()
+    way.store.finished[session] = plain = replace(held, crc32c=None)
+    assert await way.run() == Carried(plain, verified=False)
+    assert way.source.opened == [(way.clip.id, 0)]
+
+
 async def test_a_foreign_object_is_left_alone_and_the_clip_gets_its_own_key(way: Way) -> None:
     held = way.foreign("first.mp4")
     way.foreign("second.mp4")
@@ -305,6 +393,69 @@ async def test_a_foreign_object_is_left_alone_and_the_clip_gets_its_own_key(way:
     assert carried.stored.key == "third.mp4"
     assert way.store.objects["third.mp4"][1] == way.data
     assert way.store.objects["first.mp4"] == (held, b"foreign")
+
+
+async def test_a_foreign_object_that_comes_half_way_is_walked_around_from_the_start(
+    way: Way,
+) -> None:
+    way.store.faults.arm("finish", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    held = way.foreign("first.mp4", b"x" * way.size)  # as long as ours
+    carried = await way.run()
+    assert carried.stored.key == "second.mp4"
+    assert way.store.objects["second.mp4"][1] == way.data
+    assert way.store.objects["first.mp4"][0] == held
+
+
+async def test_too_many_foreign_objects_set_the_clip_aside(way: Way) -> None:
+    way.row.keys = [f"{number}.mp4" for number in range(9)]
+    for key in ("first.mp4", *way.row.keys):
+        way.foreign(key)
+    before = dict(way.store.objects)
+    with pytest.raises(Unfit, match=rf"{KEYS_TRIED} object keys in a row .* prefix"):
+        await way.run()
+    assert len(way.row.keys) == 9 - KEYS_TRIED
+    assert way.store.objects == before
+
+
+async def test_another_container_keeps_its_extension_beside_a_foreign_object(way: Way) -> None:
+    way.source.add(way.clip, body := ebml(b"webm"))
+    way.foreign("first.webm")
+    carried = await way.begin("first.webm").run(None)
+    assert carried.stored.key == "second.webm"
+    assert way.store.objects["second.webm"][1] == body
+
+
+@pytest.mark.parametrize(
+    ("key", "planned"), [("a.b/.webm", "second.webm"), ("a.webm/clip", "second.webm")]
+)
+async def test_only_the_names_own_end_is_an_extension(way: Way, key: str, planned: str) -> None:
+    way.source.add(way.clip, ebml(b"webm"))
+    assert (await way.begin(key).run(None)).stored.key == planned
+
+
+async def test_an_object_under_the_key_of_a_resumed_upload_is_compared_with_ours(way: Way) -> None:
+    """A lost answer, found out by the store when the upload is to go on."""
+    way.store.faults.arm("finish", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    way.store.faults.arm("put", KeyTaken("exists"))
+    held = way.foreign("first.mp4", way.data)
+    assert await way.run() == Carried(held, verified=True)
+    assert way.store.faults.unused() == []
+
+
+async def test_an_upload_goes_on_under_the_key_it_was_begun_with(way: Way) -> None:
+    way.store.faults.arm("finish", Transient("503"))
+    with pytest.raises(Transient):
+        await way.run()
+    transfer = way.begin("planned-later.mp4")
+    way.foreign("first.mp4", way.data)
+    way.foreign("planned-later.mp4")
+    carried = await transfer.run(way.row.upload)
+    assert carried == Carried(way.store.objects["first.mp4"][0], verified=True)
+    assert transfer.key == "first.mp4"
 
 
 async def test_an_identical_object_counts_as_stored(way: Way) -> None:
@@ -317,9 +468,26 @@ async def test_a_key_taken_before_a_byte_was_sent_is_settled_by_metadata(way: Wa
     way.store.faults.arm("send", KeyTaken("exists"))
     held = way.foreign("first.mp4", way.data, **describe(way.clip))
     assert await way.run() == Carried(held, verified=False)
+    early = Way()
+    early.store.faults.arm("put", KeyTaken("exists"))
+    held = early.foreign("first.mp4", early.data, **describe(early.clip))
+    assert await early.run() == Carried(held, verified=False)
+    assert early.store.faults.unused() == []
     other = Way()
     other.store.faults.arm("send", KeyTaken("exists"))
     other.foreign("first.mp4", other.data, **describe(clip_at(0, seconds=5)))
+    assert (await other.run()).stored.key == "second.mp4"
+
+
+async def test_where_there_are_no_checksums_only_its_description_tells_whose_an_object_is(
+    way: Way,
+) -> None:
+    plain = replace(way.foreign("first.mp4", way.data, **describe(way.clip)), crc32c=None)
+    way.store.objects["first.mp4"] = (plain, way.data)
+    assert await way.run() == Carried(plain, verified=False)
+    other = Way()
+    plain = replace(other.foreign("first.mp4", other.data), crc32c=None)  # as long, says nothing
+    other.store.objects["first.mp4"] = (plain, other.data)
     assert (await other.run()).stored.key == "second.mp4"
 
 
@@ -331,6 +499,39 @@ async def test_without_permission_to_look_only_a_lost_answer_explains_the_object
         carried = await way.run()
         assert carried.stored.key == key
         assert carried.verified is not maybe_ours
+
+
+async def test_without_permission_to_look_an_object_before_our_end_is_not_ours() -> None:
+    way = Way(store=FakeStore(may_stat=False))
+    way.foreign("first.mp4")
+    way.store.faults.arm("send", KeyTaken("exists", maybe_ours=True))
+    carried = await way.run()
+    assert carried.stored.key == "second.mp4"
+    assert way.store.objects["second.mp4"][1] == way.data
+
+
+@pytest.mark.parametrize("wrong", [{"size": 1}, {"crc32c": 1}], ids=["size", "checksum"])
+async def test_a_store_that_confirms_something_else_is_never_believed(
+    way: Way, wrong: dict[str, Any]
+) -> None:
+    class Wrong(FakeStore):
+        @asynccontextmanager
+        async def put(self, key: str, **options: Any) -> AsyncIterator[Any]:
+            async with super().put(key, **options) as upload:
+                finish = upload.finish
+
+                async def lie(chunk: Chunk) -> StoredObject:
+                    stored = replace(await finish(chunk), **wrong)
+                    self.objects[key] = (stored, b"")
+                    return stored
+
+                upload.finish = lie  # type: ignore[method-assign]
+                yield upload
+
+    way.store = Wrong()
+    with pytest.raises(StartOver, match=rf"we sent {way.size} with"):
+        await way.run()
+    assert way.row.upload is None
 
 
 async def test_an_object_that_vanishes_while_we_look_begins_anew(way: Way) -> None:

@@ -28,7 +28,17 @@ def _value(device: Mapping[str, Any], name: str) -> Any:
 
 def _text(device: Mapping[str, Any], name: str) -> str:
     value = _value(device, name)
-    return value[:LONGEST_NAME] if isinstance(value, str) else ""
+    text = value[:LONGEST_NAME] if isinstance(value, str) else ""
+    return text if is_text(text) else text.encode("utf-8", "replace").decode()
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written down at all: lone surrogates, which JSON lets through, cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def has_clips(device: Mapping[str, Any]) -> bool:
@@ -59,7 +69,7 @@ def cameras(state: State, settings: ScryptedSettings) -> list[Camera]:
     found = []
     for stable, device_id in stable_ids(state).items():
         device = state[device_id]
-        if not has_clips(device):
+        if not has_clips(device) or not is_text(stable):
             continue
         name = _text(device, "name") or stable
         if _wanted(settings, name, stable, device_id):

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from nvr_backup.model import Camera, Clip, Window, from_ms
+from nvr_backup.sources.scrypted.devices import is_text
 
 LONGEST_QUERY: Final = timedelta(hours=6)
 """What is asked for in one call: 20,000 clips a day are then some 2 MB."""
@@ -92,7 +93,7 @@ def _entry(item: Any, camera: Camera) -> Entry | None:
 def _id(value: Any) -> str | int | None:
     """An id as the plugin gave it; a number is one, too."""
     if isinstance(value, str) and 0 < len(value) <= LONGEST_ID:
-        return value
+        return value if is_text(value) else None
     return value if type(value) is int and abs(value) < 1 << 63 else None
 
 
@@ -118,7 +119,8 @@ def _classes(item: dict[str, Any]) -> tuple[str, ...]:
     value = item.get("detectionClasses")
     if not isinstance(value, list):
         return ()
-    return tuple(c[:LONGEST_ID] for c in value[:MOST_CLASSES] if isinstance(c, str) and c)
+    texts = (c for c in value[:MOST_CLASSES] if isinstance(c, str) and c and is_text(c))
+    return tuple(text[:LONGEST_ID] for text in texts)
 
 
 def _href(item: dict[str, Any]) -> str | None:
