@@ -356,7 +356,7 @@ def _config(nvr: Simulator) -> str:
 state_dir = "{STATE}"
 
 [schedule]
-every = "{format_duration(CYCLE)}"
+every = "1h"
 settle = "{format_duration(SETTLE)}"
 
 [sources.nvr]

@@ -21,7 +21,8 @@ UNKNOWN_LENGTH: Final = timedelta(minutes=5)
 WHOLE_EVERY: Final = timedelta(hours=6)
 TAIL: Final = timedelta(days=2)
 """A camera that shows no clips is listed from its last one on, however long ago; of a stretch
-longer than TAIL only the tail in every pass, the whole of it once in WHOLE_EVERY."""
+longer than TAIL, once all it has shown is proven, only the tail is listed in every pass, the whole
+of it once in WHOLE_EVERY."""
 
 ALL_REACH: Final = timedelta(days=730)
 """How far back `backfill = "all"` asks; recorders of our kind keep weeks, not years."""
@@ -159,7 +160,9 @@ def stretch_for(reach: Reach, *, rules: Rules, now: datetime) -> Stretch:
     if start > end:
         return Stretch(Window(end, end), whole=True)
     recent = reach.whole is not None and now - reach.whole < WHOLE_EVERY
-    if recent and end - start > TAIL:
+    # What was shown once is asked for again soon, unless the camera has shown nothing since.
+    unproven = reach.seen > reach.proven and now - reach.listed_until < TAIL
+    if recent and not unproven and end - start > TAIL:
         return Stretch(Window(end - TAIL, end), whole=False)
     return Stretch(Window(start, end), whole=True)
 

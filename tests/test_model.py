@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvr_backup.clock import SystemClock
-from nvr_backup.model import Clip, Window, from_ms, to_ms
+from nvr_backup.model import Camera, Clip, Window, from_ms, to_ms
 from tests.support.fakes import EPOCH, PORCH
 
 BERLIN = timezone(timedelta(hours=1))
@@ -59,6 +59,21 @@ def test_no_value_holds_a_time_that_is_not_utc(moment: datetime) -> None:
         Window(moment, EPOCH)
     with pytest.raises(ValueError, match=r"Window\.end must be an aware UTC time"):
         Window(EPOCH, later)
+
+
+def test_no_value_holds_a_text_that_cannot_be_written() -> None:
+    """Half of a surrogate pair can come out of JSON, and neither a file nor SQLite takes it."""
+    half = "Garden \ud83d"
+    with pytest.raises(ValueError, match=r"Camera\.id is no valid text"):
+        Camera("home", half, "Garden")
+    with pytest.raises(ValueError, match=r"Camera\.name is no valid text"):
+        Camera("home", "garden", half)
+    with pytest.raises(ValueError, match=r"Clip\.id is no valid text"):
+        Clip(PORCH, half, EPOCH)
+    with pytest.raises(ValueError, match=r"Clip\.classes is no valid text"):
+        Clip(PORCH, "a", EPOCH, None, ("person", half))
+    whole = "Garden \U0001f33b"
+    assert Clip(Camera("home", whole, whole), whole, EPOCH, None, (whole,)).id == whole
 
 
 def test_a_clip_may_be_a_moment_long_and_never_ends_before_it_begins() -> None:

@@ -264,8 +264,10 @@ def test_a_long_silence_is_listed_whole_from_time_to_time_and_its_tail_always() 
     )
     whole = stretch_for(silent, rules=RULES, now=NOW + MINUTE)
     assert (whole.window.start, whole.whole) == (NOW - 1002 * HOUR, True)
-    never = stretch_for(replace(silent, whole=None), rules=RULES, now=NOW)
-    assert never.whole
+    assert stretch_for(replace(silent, whole=None), rules=RULES, now=NOW).whole
+    unproven = replace(silent, seen=silent.proven + MINUTE, listed_until=NOW - TAIL + MINUTE)
+    assert stretch_for(unproven, rules=RULES, now=NOW).whole
+    assert not stretch_for(replace(unproven, listed_until=NOW - TAIL), rules=RULES, now=NOW).whole
 
 
 def test_only_what_two_passes_have_shown_is_proven() -> None:
@@ -295,7 +297,7 @@ def test_a_pass_that_failed_half_way_counts_as_far_as_it_came() -> None:
 
 
 def test_the_tail_of_a_stretch_proves_nothing_about_the_rest() -> None:
-    reach = reach_at(1000, whole=NOW - HOUR, seen=NOW - 500 * HOUR)
+    reach = reach_at(1000, whole=NOW - HOUR)
     stretch = stretch_for(reach, rules=RULES, now=NOW)
     assert advance(reach, stretch, found(NOW - HOUR), now=NOW) == reach
     # Unless all before it has been listed without error, which the watermark may tell.

@@ -201,7 +201,7 @@ async def test_an_empty_listing_moves_nothing_and_costs_little(survey: Survey) -
         await survey.camera(PORCH, now=NOW + hours * HOUR)
     assert await listed_until(survey) == END
     asked = [window.end - window.start for _, window in source_of(survey).windows]
-    assert sum(asked, timedelta(0)) < 24 * 10 * (TAIL + HOUR) + 4 * 10 * 11 * DAY
+    assert sum(asked, timedelta(0)) < 24 * 10 * (TAIL + 4 * HOUR) + 4 * 10 * 11 * DAY
     source_of(survey).add(clip_at(1500), mp4(100))  # nine days ago by now
     await survey.camera(PORCH, now=NOW + 10 * DAY + WHOLE_EVERY)
     assert await planned(survey) == ["porch-60", "porch-1500"]

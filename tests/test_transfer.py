@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -126,13 +127,43 @@ async def test_a_clip_of_any_size_arrives_whole_and_described(size: int) -> None
 
 async def test_one_chunk_is_read_ahead_and_no_more() -> None:
     way = Way(40 * CHUNK, source=FakeSource(piece=64))
+    way.store.hold = asyncio.Event()
     transfer = asyncio.create_task(way.run())
+    while not way.store.held:
+        await asyncio.sleep(0)
+    for _ in range(1000):
+        await asyncio.sleep(0)
+    # One in the store's hands, one full, and the piece that tells that it is not the last.
+    assert way.activity.received == 2 * CHUNK + 64
+    way.store.hold.set()
     most = 0
     while not transfer.done():
         most = max(most, way.activity.received - way.activity.confirmed)
         await asyncio.sleep(0)
     await transfer
-    assert CHUNK < most <= 2 * CHUNK + 64
+    assert most <= 2 * CHUNK + 64
+
+
+async def test_both_ends_that_fail_at_once_are_one_failure() -> None:
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    way = Way()
+    way.store.hold = asyncio.Event()
+    way.store.faults.arm("send", Transient("503"))
+    way.source.faults.skip["piece"] = 6  # in the second chunk, while the first is being sent
+    way.source.faults.arm("piece", Transient("link lost"))
+    transfer = asyncio.create_task(way.run())
+    while not way.source.faults.happened["piece"]:
+        await asyncio.sleep(0)
+    way.store.hold.set()
+    with pytest.raises(Transient, match="503"):
+        await transfer
+    del transfer
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
+    await way.run()
+    assert way.store.objects["first.mp4"][1] == way.data
 
 
 # -- the source's faults ---------------------------------------------------------------------------
