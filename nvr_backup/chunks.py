@@ -61,7 +61,9 @@ class Chunk:
         self.last = False
         self._pieces: deque[bytes] = deque()
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """Bytes it holds. Not `__len__`: a length hint would make tuple(chunk) reserve so much."""
         return self.end - self.start
 
     def __iter__(self) -> Iterator[bytes]:
@@ -103,11 +105,11 @@ async def cut(
     async for piece in pieces:
         rest = piece
         while rest:
-            if len(chunk) == chunk_size:
+            if chunk.size == chunk_size:
                 chunk.after = Progress(chunk.end, crc, inspector.state())
                 yield chunk
                 chunk = Chunk(chunk.end)
-            room = chunk_size - len(chunk)
+            room = chunk_size - chunk.size
             part, rest = (rest, b"") if len(rest) <= room else (rest[:room], rest[room:])
             inspector.feed(part)
             crc = google_crc32c.extend(crc, part)

@@ -65,9 +65,9 @@ class Connection(Generic[A]):
         """
         try:
             async with self._open_adapter() as adapter:
-                self._adapter.set_result(adapter)
                 if self._probe_first:
                     await self._look_first(adapter)
+                self._adapter.set_result(adapter)
                 while self._leases or not self.retired:
                     if self.blocked is not None and not self.retired:
                         await self._recover(adapter)

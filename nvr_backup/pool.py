@@ -228,12 +228,16 @@ class Pool:
             clip=claim.clip.id,
             store=claim.store,
         )
+        adapters = await source.adapter(), await store.adapter()
+        if source.blocked is not None or store.blocked is not None:
+            await self._checkpoint.release(claim.copy)  # found out while it was being opened
+            return
         log.info("clip started", key=claim.key, attempt=claim.attempts + 1)
         transfer = Transfer(
             clip=claim.clip,
             key=claim.key,
-            source=await source.adapter(),
-            store=await store.adapter(),
+            source=adapters[0],
+            store=adapters[1],
             store_name=claim.store,
             ledger=_Row(self._checkpoint, claim, routes.keys),
             activity=activity,

@@ -666,6 +666,33 @@ async def test_a_transaction_that_cannot_be_ended_well_is_undone(checkpoint: Che
     assert await put_in(checkpoint, clip_at(0)) == 1
 
 
+async def test_a_broken_rule_of_the_database_is_a_bug_and_no_full_disk(
+    checkpoint: Checkpoint,
+) -> None:
+    """What the operator cannot mend is not put to him as a message: it ends the process loudly."""
+    await put_in(checkpoint, clip_at(0))
+    with pytest.raises(sqlite3.IntegrityError):
+        await checkpoint._database.run(lambda db: db.execute("UPDATE copy SET state = 'lost'"))
+    assert await checkpoint.counts() == {"waiting": 1, "set_aside": 0}
+
+
+async def test_clips_whose_every_key_is_taken_are_planned_all_the_same(
+    checkpoint: Checkpoint,
+) -> None:
+    def always_the_same(_store: str, _clip: Clip) -> Iterator[str]:
+        yield "same.mp4"
+
+    listing = [clip_at(minute) for minute in range(3)]
+    since = {"nas": EPOCH - timedelta(days=1)}
+    decided = plan(listing, [], since=since, rules=RULES, now=NOW)
+    for _ in range(2):
+        await checkpoint.apply(PORCH, decided, keys=always_the_same, now=NOW)
+    claims = [await must_claim(checkpoint) for _ in range(3)]
+    assert {item.clip for item in claims} == set(listing)
+    assert len({item.key for item in claims}) == 3
+    assert await claim(checkpoint) is None
+
+
 async def test_an_interrupted_transaction_is_undone(checkpoint: Checkpoint) -> None:
     def work(db: sqlite3.Connection) -> tuple[bool, list[tuple[str]]]:
         with pytest.raises(KeyboardInterrupt), transaction(db, durable=False):

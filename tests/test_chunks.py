@@ -62,7 +62,7 @@ async def test_chunks_hold_exactly_the_bytes_with_the_checksum_at_every_boundary
     ):
         assert chunk.start == offset
         assert b"".join(chunk) == data[offset : chunk.end]
-        assert len(chunk) == chunk_size or (chunk.last and 0 < len(chunk) <= chunk_size)
+        assert chunk.size == chunk_size or (chunk.last and 0 < chunk.size <= chunk_size)
         assert chunk.after == Progress(
             chunk.end, google_crc32c.value(data[: chunk.end]), str(chunk.end)
         )
@@ -129,9 +129,23 @@ def test_a_chunk_forgets_exactly_the_acknowledged_prefix(
     for offset in sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=5))):
         chunk.drop_until(start + offset)
         assert chunk.start == start + offset
-        assert len(chunk) == len(content) - offset
+        assert chunk.size == len(content) - offset
         assert b"".join(chunk) == content[offset:]
         assert all(chunk)  # no empty piece is ever sent
+
+
+def test_tiny_pieces_cost_no_more_than_they_hold_and_large_ones_are_not_copied() -> None:
+    large = [bytes([number]) * 8192 for number in range(4)]
+    chunk = Chunk(0)
+    for piece in large:
+        chunk.append(piece)
+    for number in range(20_000):
+        chunk.append(bytes([number % 251]))
+    held = list(chunk)
+    assert all(piece is given for piece, given in zip(held, large, strict=False))
+    assert len(held) < 20
+    assert b"".join(held[4:]) == bytes(number % 251 for number in range(20_000))
+    assert chunk.end == 4 * 8192 + 20_000
 
 
 @pytest.mark.parametrize("offset", [9, 21])

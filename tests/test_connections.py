@@ -40,6 +40,7 @@ class Line:
     hold: asyncio.Event | None = None
     opening: asyncio.Event = field(default_factory=asyncio.Event)
     fails: Exception | None = None
+    probe_first: bool = False
     state: str = "not opened"
 
     def __post_init__(self) -> None:
@@ -51,6 +52,7 @@ class Line:
             clock=self.clock,
             log=structlog.wrap_logger(None, processors=[self._keep]),
             changed=self._changed,
+            probe_first=self.probe_first,
         )
 
     @asynccontextmanager
@@ -303,6 +305,21 @@ async def test_work_that_ends_well_during_a_block_does_not_hide_it(line: Line) -
     assert line.lines[-1]["blocked_seconds"] == 90
 
 
+async def test_work_that_ends_well_during_a_relapse_does_not_end_the_trouble(line: Line) -> None:
+    line.answers = [None, GONE, None]
+    async with line.living() as connection:
+        since = line.clock.now()
+        connection.block(GONE)
+        await line.clock.advance(FIRST_PROBE_SECONDS)
+        connection.block(GONE)
+        connection.worked()
+        assert (line.blocked(), connection.blocked_since) == (GONE, since)
+        await line.clock.advance(3600)
+        assert line.blocked() is None
+    assert line.probes == [30, 90, 210]
+    assert line.said == [("warning", "blocked"), ("info", "recovered"), ("debug", "blocked")]
+
+
 async def test_a_clock_that_goes_back_makes_no_negative_trouble(line: Line) -> None:
     line.answers = [None]
     async with line.living() as connection:
@@ -311,6 +328,39 @@ async def test_a_clock_that_goes_back_makes_no_negative_trouble(line: Line) -> N
         await line.clock.advance(FIRST_PROBE_SECONDS)
         assert line.blocked() is None
     assert line.lines[-1]["blocked_seconds"] == 0
+
+
+# -- asked before any work -------------------------------------------------------------------------
+
+
+async def test_a_part_that_is_asked_first_is_blocked_before_any_work_finds_out() -> None:
+    line = Line(probe_first=True, answers=[GONE, None])
+    async with line.living():
+        await line.clock.settle()
+        assert (line.probes, line.blocked()) == ([0], GONE)
+        await line.clock.advance(FIRST_PROBE_SECONDS)
+        assert line.blocked() is None
+    assert line.said == [("warning", "blocked"), ("info", "recovered")]
+
+
+@pytest.mark.parametrize("answer", [None, Transient("timeout")])
+async def test_a_part_that_is_asked_first_and_not_refused_works(answer: Exception | None) -> None:
+    line = Line(probe_first=True, answers=[answer])
+    async with line.living() as connection:
+        assert await connection.adapter() == "adapter"
+        await line.clock.advance(3600)
+        assert (line.probes, line.blocked()) == ([0], None)
+    assert line.said == ([] if answer is None else [("debug", "not probed")])
+
+
+async def test_whoever_needs_the_adapter_does_not_wait_for_the_first_probe() -> None:
+    line = Line(probe_first=True, hold=asyncio.Event())
+    async with line.living() as connection:
+        await line.clock.settle()
+        assert len(line.probes) == 1
+        asked = asyncio.create_task(connection.adapter())
+        await line.clock.settle()
+        assert asked.done()
 
 
 # -- blocked and retired ---------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -130,6 +131,11 @@ def test_two_clips_with_one_start_are_two_clips_while_both_are_listed() -> None:
     assert additions(motion, person, rows=(known(7, motion),)) == [("person", None)]
 
 
+def test_two_clips_of_one_stretch_are_two_clips_while_both_are_listed() -> None:
+    motion, person = clip_at(0, id="motion"), clip_at(0, id="person")
+    assert additions(motion, person, rows=(known(7, motion),)) == [("person", None)]
+
+
 def test_a_mere_change_of_id_is_noted_and_not_stored_again() -> None:
     row = known(7, clip_at(0, id="old"))
     decided = plan([clip_at(0, id="new")], [row], since=ALL_TIME, rules=RULES, now=NOW)
@@ -222,7 +228,7 @@ def test_growing_clips_are_covered_by_their_longest_version(
 # -- windows and reach -----------------------------------------------------------------------------
 
 
-def reach_at(hours: float, **changes: datetime | None) -> Reach:
+def reach_at(hours: float, **changes: Any) -> Reach:
     """A reach in all respects `hours` before NOW, but for `changes`."""
     moment = NOW - hours * HOUR
     return replace(Reach(EPOCH - 1000 * HOUR, moment, moment, moment, moment), **changes)

@@ -122,6 +122,25 @@ async def test_what_could_not_be_recorded_is_not_passed(
     assert await planned(survey) == ["porch-60"]
 
 
+async def test_a_crash_before_anything_is_recorded_leaves_the_reach_where_it_was(
+    survey: Survey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PowerCut(Exception):
+        pass
+
+    async def cut(*_: object, **__: object) -> int:
+        raise PowerCut
+
+    source_of(survey).add(clip_at(60), mp4(100))
+    await survey.begin([PORCH], now=NOW)
+    before = await reach(survey)
+    with monkeypatch.context() as broken:
+        broken.setattr(Checkpoint, "apply", cut)
+        with pytest.raises(PowerCut):
+            await survey.camera(PORCH, now=NOW)
+    assert await reach(survey) == before
+
+
 async def test_a_listing_that_fails_keeps_the_days_before_and_no_more(survey: Survey) -> None:
     clips = [clip_at(-day * 1440 + 600, id=f"day{day}") for day in (3, 2, 1, 0)]
     for clip in clips:
@@ -276,6 +295,23 @@ async def test_a_store_added_later_reaches_back_by_itself(survey: Survey) -> Non
     assert await planned(survey, "offsite") == ["porch-60", "porch-1430"]
     assert await planned(survey, "nas") == []
     assert await listed_until(survey, "offsite") == END
+
+
+@pytest.mark.parametrize("stores", [["nas", "offsite"], ["offsite", "nas"]])
+async def test_a_store_added_much_later_asks_for_its_own_stretch(
+    survey: Survey, stores: list[str]
+) -> None:
+    """The other one is proven up to now, and asks for its lookback alone."""
+    for hours in range(30):
+        now = NOW + hours * HOUR
+        record(survey, now - HOUR, now - HOUR + MINUTE, f"hour {hours}")
+        await survey.camera(PORCH, now=now)
+    seen = len(source_of(survey).recordings)
+    assert (await reach(survey)).proven > now - 4 * HOUR
+    await planned(survey)
+    await replace(survey, stores=stores).camera(PORCH, now=now)
+    assert len(await planned(survey, "offsite")) == 24 < seen
+    assert await planned(survey, "nas") == []
 
 
 async def test_a_stretch_by_hand_counts_for_the_stores_whose_window_it_covers(

@@ -159,8 +159,9 @@ async def test_both_ends_that_fail_at_once_are_one_failure() -> None:
     with pytest.raises(Transient, match="503"):
         await transfer
     del transfer
-    gc.collect()
-    await asyncio.sleep(0)
+    for _ in range(5):
+        gc.collect()
+        await asyncio.sleep(0)
     assert complaints == []
     await way.run()
     assert way.store.objects["first.mp4"][1] == way.data
@@ -510,6 +511,18 @@ async def test_a_key_taken_before_a_byte_was_sent_is_settled_by_metadata(way: Wa
     assert (await other.run()).stored.key == "second.mp4"
 
 
+async def test_a_store_that_is_down_while_we_look_costs_no_second_object(way: Way) -> None:
+    """Not the permission to look is missing: whose object it is will be found out later."""
+    held = way.foreign("first.mp4", way.data)
+    way.store.faults.arm("stat", Blocked("The store is down."))
+    with pytest.raises(Blocked) as caught:
+        await way.run()
+    assert caught.value.origin == "stores.nas"
+    assert way.row.keys[0] == "second.mp4"  # no other key was asked for
+    assert await way.run() == Carried(held, verified=True)
+    assert list(way.store.objects) == ["first.mp4"]
+
+
 async def test_where_there_are_no_checksums_only_its_description_tells_whose_an_object_is(
     way: Way,
 ) -> None:
@@ -620,6 +633,19 @@ async def test_a_stop_finishes_the_chunk_in_flight_and_resumes_later(way: Way) -
     await way.run()
     assert way.store.objects["first.mp4"][1] == way.data
     assert way.store.received == way.size
+
+
+async def test_a_stop_does_not_wait_for_a_source_that_does_not_open(way: Way) -> None:
+    way.source.hold = asyncio.Event()
+    transfer = asyncio.create_task(way.run())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    way.stop.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert transfer.done()
+    with pytest.raises(Drained):
+        await transfer
 
 
 async def test_a_stop_does_not_wait_for_a_silent_source(way: Way) -> None:

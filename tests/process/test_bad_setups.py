@@ -1,7 +1,7 @@
 """What an operator can get wrong, and what the program then says: one message, remedy, exit code.
 
-Each row is run with `once` on real parts. Nothing may be lost: every clip still waits, and is stored
-by the next cycle once the setup is mended.
+Each row is run with `once` on real parts. Nothing may be lost: every clip still waits, and is
+stored by the next cycle once the setup is mended.
 """
 
 from __future__ import annotations
@@ -161,10 +161,13 @@ def test_a_key_without_permission_is_named_with_what_it_lacks(
     key_file = tmp_path / "gcs.json"
     with gcs_double("--auth", "--service-account", str(key_file)) as double:
         backup = Backup(tmp_path, plain_nvr, double.url, credentials=key_file)
+        lacks = "backup does not have storage.objects.create access"
         double.fault(
-            where="any", what="status", code=403, reason="forbidden", times=None,
-            message="backup does not have storage.objects.create access",
-        )  # fmt: skip
+            where="single",
+            what="Status",
+            times=None,
+            **{"with": {"code": 403, "reason": "forbidden", "message": lacks}},
+        )
         row = Row("no permission", {}, 69, ("stores.offsite", "storage.objects.create"))
         backup.write()
         check(backup.command("once"), row, plain_nvr)

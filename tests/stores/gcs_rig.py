@@ -65,8 +65,8 @@ def chunks_of(
     position, turn = start, 0
     while not made or position < len(data):
         chunk = Chunk(position)
-        while position < len(data) and len(chunk) < chunk_size:
-            size = min(pieces[turn % len(pieces)], chunk_size - len(chunk))
+        while position < len(data) and chunk.size < chunk_size:
+            size = min(pieces[turn % len(pieces)], chunk_size - chunk.size)
             chunk.append(data[position : position + size])
             position, turn = chunk.end, turn + 1
         crc = google_crc32c.value(data[:position])

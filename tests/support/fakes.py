@@ -164,7 +164,7 @@ class _Upload:
         return len(self._store.sessions.get(self._state.session, b""))
 
     async def _append(self, chunk: Chunk) -> None:
-        self._store.most_in_memory = max(self._store.most_in_memory, len(chunk))
+        self._store.most_in_memory = max(self._store.most_in_memory, chunk.size)
         if self._state.session not in self._store.sessions:
             if self._state.session:
                 raise StartOver("The session is gone.")

@@ -106,7 +106,7 @@ class GcsUpload:
         await self._open_session()
         await self._acknowledge(self.confirmed)
         # What is left below a quantum (after an odd partial commit) goes with the next chunk.
-        until = self.confirmed + len(self._waiting) // QUANTUM * QUANTUM
+        until = self.confirmed + self._waiting.size // QUANTUM * QUANTUM
         budget = self._destination.budget("sending")
         while self.confirmed < until:
             if await self._step(until, None, budget) is not None:
@@ -122,7 +122,7 @@ class GcsUpload:
                 f"{self._destination.step(doing)}: the store holds more than the whole clip."
             )
         self._take(chunk)
-        in_one = not self._state.session and len(self._waiting) <= self._single_limit
+        in_one = not self._state.session and self._waiting.size <= self._single_limit
         if not in_one:
             await self._open_session()
         await self._note(total=ending.total, total_crc32c=ending.crc32c)
