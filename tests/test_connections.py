@@ -353,14 +353,24 @@ async def test_a_part_that_is_asked_first_and_not_refused_works(answer: Exceptio
     assert line.said == ([] if answer is None else [("debug", "not probed")])
 
 
-async def test_whoever_needs_the_adapter_does_not_wait_for_the_first_probe() -> None:
-    line = Line(probe_first=True, hold=asyncio.Event())
+async def test_no_work_begins_before_the_first_answer() -> None:
+    line = Line(probe_first=True, answers=[GONE], hold=asyncio.Event())
     async with line.living() as connection:
-        await line.clock.settle()
-        assert len(line.probes) == 1
         asked = asyncio.create_task(connection.adapter())
         await line.clock.settle()
-        assert asked.done()
+        assert (len(line.probes), asked.done()) == (1, False)
+        assert line.hold is not None
+        line.hold.set()
+        assert await asked == "adapter"
+        assert line.blocked() is GONE
+
+
+async def test_a_first_probe_that_hangs_does_not_keep_a_retired_part_open() -> None:
+    line = Line(probe_first=True, hold=asyncio.Event())
+    async with line.living():
+        await line.clock.settle()
+        assert len(line.probes) == 1
+    assert line.said == []
 
 
 # -- blocked and retired ---------------------------------------------------------------------------

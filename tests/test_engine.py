@@ -383,8 +383,9 @@ async def test_a_blocked_store_waits_and_the_other_goes_on(wired: Wired) -> None
     )
     assert len(wired.said("recovered")) == 2  # after the probe, and after work truly succeeded
     assert not wired.said("clip set aside")
-    # Only the clip that met the trouble again after the probe had found none steps back.
-    assert len(wired.said("clip failed")) <= 1
+    # Only a clip that met the trouble again after the probe had found none steps back: of three
+    # times, the first is never one.
+    assert len(wired.said("clip failed")) <= 2
 
 
 async def test_a_blocked_source_is_not_asked_until_it_recovers(wired: Wired) -> None:
@@ -404,8 +405,9 @@ async def test_a_blocked_source_is_not_asked_until_it_recovers(wired: Wired) -> 
 
 async def test_once_ends_although_a_part_is_blocked(wired: Wired) -> None:
     fill(wired, 3)
-    wired.store.faults.arm("put", Blocked("disk full"), Blocked("disk full"))
-    async with wired.engine() as engine:
+    wired.store.faults.arm("put", Blocked("disk full"))
+    one = wired.settings(transfer={"workers": 1, "chunk_size": "256KiB"})
+    async with wired.engine(one) as engine:
         await once(engine)
         assert engine.stores["nas"].blocked is not None
         assert await engine.checkpoint.counts() == {"waiting": 3, "set_aside": 0}
@@ -429,8 +431,9 @@ async def test_a_transfer_that_finds_its_source_blocked_blocks_the_source_alone(
     wired: Wired,
 ) -> None:
     fill(wired, 3)
-    wired.source.faults.arm("open", *[Blocked("Incorrect password.")] * 2)  # there are 2 workers
-    async with wired.engine() as engine:
+    wired.source.faults.arm("open", Blocked("Incorrect password."))
+    one = wired.settings(transfer={"workers": 1, "chunk_size": "256KiB"})
+    async with wired.engine(one) as engine:
         await once(engine)
         assert engine.sources["home"].blocked is not None
         assert engine.stores["nas"].blocked is None
@@ -869,20 +872,38 @@ async def test_a_source_that_is_replaced_while_it_is_listed_stays_open_until_the
         await wired.until(lambda: wired.closed == ["home"])
 
 
-async def test_a_cycle_that_was_missed_while_a_source_was_blocked_is_caught_up(
-    wired: Wired,
+@pytest.mark.parametrize("when", ["before the cycle", "by the cycle"])
+async def test_a_cycle_that_missed_a_blocked_source_is_caught_up_when_it_recovers(
+    wired: Wired, when: str
 ) -> None:
     async with wired.daemon() as engine:
         await wired.until(lambda: wired.said("cycle finished"))
-        engine.sources["home"].block(Blocked("Refused."))
+        if when == "before the cycle":
+            engine.sources["home"].block(Blocked("Refused."))
+        else:
+            wired.source.faults.arm("cameras", Blocked("Refused."))
         assert engine.scheduler is not None
         engine.scheduler.trigger()
         await wired.until(lambda: len(wired.said("cycle listed")) == 2)
         fill(wired, 1)
-        await wired.until(lambda: wired.clock.sleepers >= 2)
+        await wired.until(lambda: wired.clock.sleepers >= 3)  # schedule, pool, and the probe's
         await wired.clock.advance(FIRST_PROBE_SECONDS)  # no hour passes
         await wired.until(lambda: stored_exactly(wired.store, wired.source))
     assert wired.said("cycle listed")[1]["failures"] == 1
+
+
+async def test_a_trouble_is_over_once_a_source_was_listed(wired: Wired) -> None:
+    """Even where there is no clip to carry: another block is said again."""
+    wired.source.extra_cameras = [GARDEN]
+    wired.source.faults.arm("cameras", Blocked("Refused."))
+    async with wired.daemon() as engine:
+        await wired.until(lambda: wired.said("blocked"))
+        await wired.until(lambda: wired.clock.sleepers >= 3)
+        await wired.clock.advance(FIRST_PROBE_SECONDS)
+        await wired.until(lambda: len(wired.said("cycle finished")) == 2)
+        assert engine.sources["home"].blocked_since is None
+        engine.sources["home"].block(Blocked("Refused again."))
+    assert [line["level"] for line in wired.said("blocked")] == ["warning", "warning"]
 
 
 async def test_a_source_that_is_taken_away_is_closed_and_not_listed(wired: Wired) -> None:

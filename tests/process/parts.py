@@ -84,6 +84,19 @@ class Nvr:
     def ask(self, name: str) -> Any:
         return call(f"{self.control}{name}")
 
+    def wait_until_up(self) -> None:
+        """Until a restart is over: it answers first and closes its port afterwards."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                if self.ask("state")["restarts"]:
+                    return
+            except urllib.error.URLError:
+                pass
+            if time.monotonic() > deadline:
+                raise AssertionError("the simulated NVR did not come back")
+            time.sleep(0.05)
+
     def happened(self, fault: str) -> int:
         """How often a fault has struck."""
         return int(self.ask("faults")["happened"].get(fault, 0))

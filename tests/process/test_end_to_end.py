@@ -80,6 +80,7 @@ def test_every_style_is_stored_once_whatever_happens_between_the_cycles(tmp_path
         first = next(name for name in cameras if name not in recipes)
         nvr.do("rename", camera=first, name="Front Door")
         nvr.do("restart", down=0)
+        nvr.wait_until_up()
         nvr.do("expire")
         for name in cameras:
             nvr.do("clips", camera="Front Door" if name == first else name, count=1)
