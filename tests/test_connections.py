@@ -50,7 +50,11 @@ class Line:
             self._open,
             self._probe,
             clock=self.clock,
-            log=structlog.wrap_logger(None, processors=[self._keep]),
+            log=structlog.wrap_logger(
+                None,
+                processors=[self._keep],
+                wrapper_class=structlog.make_filtering_bound_logger(0),
+            ),
             changed=self._changed,
             probe_first=self.probe_first,
         )

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from nvr_backup import pool
 from nvr_backup.connections import FIRST_PROBE_SECONDS
 from nvr_backup.engine import Engine, open_engine
-from nvr_backup.errors import Blocked, Transient, Unfit
+from nvr_backup.errors import Blocked, KeyTaken, Transient, Unfit
 from nvr_backup.keys import candidates
 from nvr_backup.model import Camera, Clip, StoredObject, Window
 from nvr_backup.pool import FIRST_DELAY, JITTER, LONGEST_DELAY, LONGEST_NAP_SECONDS, PATIENCE
@@ -110,6 +111,54 @@ async def test_one_camera_by_hand_leaves_the_others_alone(wired: Wired) -> None:
     async with wired.engine() as engine:
         await engine.once(asyncio.Event(), wanted=lambda camera: camera.name == "Garden")
     assert {key.partition("/")[0] for key in wired.store.objects} == {"Garden"}
+
+
+async def test_one_camera_by_hand_leaves_the_backlog_of_the_others_alone(wired: Wired) -> None:
+    fill(wired, 2)
+    fill(wired, 2, GARDEN)
+    async with wired.engine() as engine:
+        await engine.list_all()
+        await engine.once(asyncio.Event(), wanted=lambda camera: camera.name == "Garden")
+        assert {key.partition("/")[0] for key in wired.store.objects} == {"Garden"}
+        assert await engine.checkpoint.counts() == {"waiting": 2, "set_aside": 0}
+
+
+async def test_a_cycle_by_hand_leaves_nothing_running(wired: Wired) -> None:
+    fill(wired, 2)
+    async with wired.engine() as engine:
+        before = asyncio.all_tasks()
+        await once(engine)
+        await wired.clock.settle()
+        assert asyncio.all_tasks() == before
+
+
+async def test_a_cycle_counts_what_came_of_it_and_begins_anew(
+    wired: Wired, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "REASONS_KEPT", 3)
+    fill(wired, 9, size=700)
+    wired.source.faults.arm("open", *[Transient("timeout")] * 4, *[Unfit("gone")] * 2)
+    async with wired.engine() as engine:
+        await once(engine)
+        outcomes = engine.pool.take_outcomes()
+        assert (outcomes.stored, outcomes.stored_bytes) == (3, 3 * 700)
+        assert (outcomes.failed, outcomes.set_aside) == (4, 2)
+        assert len(outcomes.reasons) == 3  # all are in the checkpoint, memory is bounded
+        assert engine.pool.take_outcomes() == pool.Outcomes()
+
+
+async def test_a_clip_that_could_not_be_compared_is_not_called_verified(wired: Wired) -> None:
+    """Its answer was lost, and the key may not look at objects."""
+    fill(wired, 2)
+    wired.stores["nas"] = blind = FakeStore(may_stat=False)
+    foreign(wired, "Porch/2026/01/01/22-10-00.mp4")
+    blind.faults.arm("finish", KeyTaken("exists", maybe_ours=True))
+    one = wired.settings(transfer={"workers": 1, "chunk_size": "256KiB"})
+    async with wired.engine(one) as engine:
+        await once(engine)
+    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+        kept = db.execute("SELECT state, verified FROM copy ORDER BY start_ms").fetchall()
+    assert kept == [("stored", 0), ("stored", 1)]
 
 
 async def test_a_short_stretch_by_hand_does_not_count_as_the_whole(wired: Wired) -> None:
@@ -632,7 +681,8 @@ async def test_the_daemon_cycles_by_the_hour_and_says_so(wired: Wired) -> None:
 
 async def test_the_pool_never_runs_more_transfers_than_workers(wired: Wired) -> None:
     fill(wired, 8)
-    fill(wired, 8, GARDEN)
+    for number in range(8):  # younger than all the others
+        wired.source.add(clip_at(1400 + number, camera=GARDEN), mp4(500, seed=number))
     wired.source.hold = asyncio.Event()
     async with wired.engine() as engine:
         await engine.list_all()

@@ -86,7 +86,9 @@ class Wired:
             self.lines.append({"level": method, **fields})
             raise structlog.DropEvent
 
-        return structlog.wrap_logger(None, processors=[keep])
+        return structlog.wrap_logger(
+            None, processors=[keep], wrapper_class=structlog.make_filtering_bound_logger(0)
+        )
 
     def said(self, what: str) -> Lines:
         return [line for line in self.lines if line["event"] == what]
