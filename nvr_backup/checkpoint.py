@@ -121,13 +121,13 @@ class Checkpoint:
             return
 
         def work(db: sqlite3.Connection) -> None:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 db.executemany(
                     "INSERT OR IGNORE INTO meta VALUES (?, ?)",
                     [(f"since {source} {store}", str(to_ms(now))) for source, store in pairs],
                 )
 
-        await self._database.run(work)
+        await self._database.run_durably(work)
 
     async def begin_reaches(
         self, cameras: Collection[Camera], stores: Collection[str], *, rules: Rules, now: datetime
@@ -139,7 +139,7 @@ class Checkpoint:
         """
 
         def work(db: sqlite3.Connection) -> None:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 for store in stores:
                     new = [camera for camera in cameras if store not in read_reach(db, camera)]
                     for source in {camera.source for camera in new}:
@@ -149,7 +149,7 @@ class Checkpoint:
                                 reach = first_reach(rules, since)
                                 write_reach(db, camera_row(db, camera), store, reach)
 
-        await self._database.run(work)
+        await self._database.run_durably(work)
 
     async def reaches(self, camera: Camera) -> Mapping[str, Reach]:
         """How far the camera's listings have come, by store."""
@@ -197,7 +197,7 @@ class Checkpoint:
         """
 
         def work(db: sqlite3.Connection, part: Sequence[Addition]) -> int:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 row = camera_row(db, camera)
                 for new in plan.new_ids:
                     db.execute(
@@ -208,7 +208,7 @@ class Checkpoint:
         added = 0
         for start in range(0, max(1, len(plan.additions)), BATCH):
             part = plan.additions[start : start + BATCH]
-            added += await self._database.run(lambda db, part=part: work(db, part))  # type: ignore[misc]
+            added += await self._database.run_durably(lambda db, part=part: work(db, part))  # type: ignore[misc]
         return added
 
     def _add(
@@ -243,12 +243,12 @@ class Checkpoint:
         """Record how far the camera has been listed. Only after `apply` of what was listed."""
 
         def work(db: sqlite3.Connection) -> None:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 row = camera_row(db, camera)
                 for store, reach in reaches.items():
                     write_reach(db, row, store, reach)
 
-        await self._database.run(work)
+        await self._database.run_durably(work)
 
     async def last_cycle(self) -> datetime | None:
         """When the latest cycle began."""
@@ -348,7 +348,7 @@ class Checkpoint:
         durable = state.offset == 0 or state.total is not None
 
         def work(db: sqlite3.Connection) -> None:
-            with transaction(db, durable=durable):
+            with transaction(db, durable=False):
                 db.execute(
                     "INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
@@ -365,7 +365,7 @@ class Checkpoint:
                     ),
                 )
 
-        await self._database.run(work)
+        await (self._database.run_durably(work) if durable else self._database.run(work))
 
     async def forget_upload(self, copy: int) -> None:
         """The upload cannot be continued: the next attempt begins at byte 0."""
@@ -380,7 +380,7 @@ class Checkpoint:
         """Give a copy the first free key of `keys` (None: there is none); forget its upload."""
 
         def work(db: sqlite3.Connection) -> str | None:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
                 for key in keys:
                     try:
@@ -390,7 +390,7 @@ class Checkpoint:
                     return key
             return None
 
-        return await self._database.run(work)
+        return await self._database.run_durably(work)
 
     # -- outcomes -----------------------------------------------------------------------------
 
@@ -400,7 +400,7 @@ class Checkpoint:
         """The store confirmed the whole object. On the disk when this returns."""
 
         def work(db: sqlite3.Connection) -> None:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 db.execute(
                     "UPDATE copy SET state = 'stored', claim = NULL, reason = NULL, object_key = ?,"
                     " finished_ms = ?, size = ?, crc32c = ?, generation = ?, verified = ?"
@@ -423,7 +423,7 @@ class Checkpoint:
                 )
                 note_attempt(db, copy, "stored", "", tally=tally, now=now)
 
-        await self._database.run(work)
+        await self._database.run_durably(work)
 
     async def release(self, copy: int, reason: str | None = None) -> None:
         """Back to the backlog as it was: the clip is not to blame (drain, blocked store).
@@ -456,7 +456,7 @@ class Checkpoint:
         """
 
         def work(db: sqlite3.Connection) -> None:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 db.execute(
                     "UPDATE copy SET claim = NULL, attempts = attempts + 1, not_before_ms = ?,"
                     " same_reason = ?, reason = ? WHERE id = ?",
@@ -464,13 +464,13 @@ class Checkpoint:
                 )
                 note_attempt(db, copy, "failed", reason, tally=tally, now=now)
 
-        await self._database.run(work)
+        await self._database.run_durably(work)
 
     async def set_aside(self, copy: int, reason: str, *, tally: Tally, now: datetime) -> None:
         """Give a copy up, by name and reason, until someone asks for it again (`retry`)."""
 
         def work(db: sqlite3.Connection) -> None:
-            with transaction(db, durable=True):
+            with transaction(db, durable=False):
                 db.execute(
                     "UPDATE copy SET state = 'set_aside', claim = NULL, attempts = attempts + 1,"
                     " reason = ?, finished_ms = ? WHERE id = ?",
@@ -479,7 +479,7 @@ class Checkpoint:
                 db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
                 note_attempt(db, copy, "set_aside", reason, tally=tally, now=now)
 
-        await self._database.run(work)
+        await self._database.run_durably(work)
 
     async def counts(self) -> dict[str, int]:
         """Copies by state: waiting and set_aside (stored ones are too many to count each time)."""

@@ -176,7 +176,8 @@ class Pool:
             cameras=self.cameras,
             busy=busy,
             due=self._clock.now() if patient else None,
-            skip=() if patient else self._tried,
+            # An outcome frees its copy a moment before it is on the disk and the transfer ends.
+            skip=self.running.keys() | self._tried,
         )
 
     def _begin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import stat
 import threading
@@ -596,17 +597,26 @@ async def test_the_files_are_private(tmp_path: Path) -> None:
 
 
 async def test_what_must_survive_a_power_cut_is_on_the_disk_before_anyone_acts_on_it(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing else waits for the disk: a claim, a chunk more, a pause."""
     seen: list[str] = []
     await checkpoint._database.run(lambda db: db.set_trace_callback(seen.append))
+    fdatasync = os.fdatasync
+
+    def sync(file: int) -> None:
+        assert os.readlink(f"/proc/self/fd/{file}").endswith("-wal")
+        fdatasync(file)
+        seen.append("SYNC")
+
+    monkeypatch.setattr(os, "fdatasync", sync)
 
     async def synced(work: Awaitable[object]) -> str:
         seen.clear()
         await work
-        (mode, _) = [line for line in seen if line.startswith(("PRAGMA synchronous", "COMMIT"))]
-        return mode.removeprefix("PRAGMA synchronous=")
+        steps = [line for line in seen if line in {"COMMIT", "SYNC"}]
+        assert steps in (["COMMIT"], ["COMMIT", "SYNC"])
+        return "FULL" if "SYNC" in steps else "NORMAL"
 
     assert await synced(put_in(checkpoint, clip_at(0), clip_at(1), clip_at(2))) == "FULL"
     assert await synced(checkpoint.advance(PORCH, {"nas": listed(NOW)})) == "FULL"
@@ -630,6 +640,53 @@ async def test_what_must_survive_a_power_cut_is_on_the_disk_before_anyone_acts_o
         lambda db: db.execute("PRAGMA journal_mode").fetchone()
     )
     assert journal == ("wal",)  # only with it NORMAL loses the latest, and never the order
+
+
+async def test_outcomes_at_the_same_time_share_the_way_to_the_disk(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_in(checkpoint, *(clip_at(minute) for minute in range(8)))
+    claims = [await must_claim(checkpoint) for _ in range(8)]
+    began, go = threading.Event(), threading.Event()
+    syncs: list[int] = []
+    fdatasync = os.fdatasync
+
+    def slow(file: int) -> None:
+        began.set()
+        assert go.wait(20)
+        fdatasync(file)
+        syncs.append(file)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    storing = [asyncio.create_task(store(checkpoint, claims[0]))]
+    await asyncio.to_thread(began.wait, 20)
+    storing += [asyncio.create_task(store(checkpoint, item)) for item in claims[1:]]
+    states = "SELECT count(*) FROM copy WHERE state = 'stored'"
+    while await checkpoint._database.run(lambda db: db.execute(states).fetchone()[0]) < 8:
+        await asyncio.sleep(0)  # commits go on while the disk is busy
+    assert not any(one.done() for one in storing)
+    storing[1].cancel()  # who goes away takes nothing from the others
+    go.set()
+    results = await asyncio.gather(*storing, return_exceptions=True)
+    assert [type(result) for result in results if result is not None] == [asyncio.CancelledError]
+    assert len(syncs) == 2
+
+
+async def test_a_disk_that_fails_to_sync_is_never_taken_for_success(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put_in(checkpoint, clip_at(0))
+    claimed = await must_claim(checkpoint)
+
+    def broken(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fdatasync", broken)
+        for _ in range(2):
+            with pytest.raises(CheckpointError, match="Input/output error"):
+                await store(checkpoint, claimed)
+    await store(checkpoint, claimed)
 
 
 async def test_what_is_handed_over_is_done_in_order_one_at_a_time(checkpoint: Checkpoint) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nvr_backup import engine as engine_module
 from nvr_backup import pool
 from nvr_backup.connections import FIRST_PROBE_SECONDS
 from nvr_backup.engine import Engine, open_engine
@@ -306,6 +307,23 @@ async def test_patience_begins_anew_when_the_finding_changes(wired: Wired) -> No
             )
     assert wired.said("clip set aside") == []
     assert states(wired) == ["waiting"]
+
+
+async def test_patience_ends_although_the_cut_falls_elsewhere_each_time(wired: Wired) -> None:
+    fill(wired, 1)
+    recording = wired.source.recordings["porch-1330"]
+    recording.size = 500
+    async with wired.daemon():
+        for attempt in range(PATIENCE):
+            recording.data = mp4(300 + attempt)
+            await wired.until(
+                lambda attempt=attempt: (  # type: ignore[misc]
+                    len(wired.said("clip failed") + wired.said("clip set aside")) > attempt
+                ),
+                step=600,
+            )
+    (line,) = wired.said("clip set aside")
+    assert line["attempts"] == PATIENCE
 
 
 async def test_a_clip_that_failed_a_thousand_times_waits_no_longer_than_any(
@@ -677,6 +695,45 @@ async def test_the_daemon_cycles_by_the_hour_and_says_so(wired: Wired) -> None:
     assert len(wired.said("cycle started")) == 2
     assert stored_exactly(wired.store, wired.source)
     assert {line["level"] for line in wired.said("watermark")} == {"debug"}
+
+
+async def test_a_restart_lists_at_once_although_the_hour_is_not_over(wired: Wired) -> None:
+    for cycles in (1, 2):
+        async with wired.daemon():
+            await wired.until(lambda cycles=cycles: len(wired.said("cycle finished")) == cycles)  # type: ignore[misc]
+    assert wired.clock.monotonic() == 0
+
+
+async def test_a_cycle_that_was_due_while_the_daemon_was_down_is_caught_up_once(
+    wired: Wired,
+) -> None:
+    hourly = wired.settings(schedule={"cron": "0 * * * *", "timezone": "UTC"})
+    async with wired.daemon(hourly):
+        await wired.until(lambda: wired.clock.sleepers >= 2)
+        assert not wired.said("cycle started")
+        await wired.until(lambda: wired.said("cycle finished"), step=60)
+    wired.clock.jump(timedelta(hours=3))
+    async with wired.daemon(hourly):
+        await wired.until(lambda: len(wired.said("cycle finished")) == 2)
+        await wired.until(lambda: wired.clock.sleepers >= 2)
+    assert len(wired.said("cycle started")) == 2
+
+
+async def test_a_store_is_told_whether_it_has_held_clips_before(wired: Wired) -> None:
+    """So that an unmounted disk is not taken for a new and empty one."""
+    fill(wired, 1)
+    told: list[object] = []
+    real = vars(engine_module)["open_store"]
+
+    def open_store(*arguments: Any, **options: Any) -> Any:
+        told.append(options["used_before"])
+        return real(*arguments, **options)
+
+    wired.monkeypatch.setattr(engine_module, "open_store", open_store)
+    for _ in range(2):
+        async with wired.engine() as engine:
+            await once(engine)
+    assert told == [False, True]
 
 
 async def test_the_pool_never_runs_more_transfers_than_workers(wired: Wired) -> None:
