@@ -4,12 +4,13 @@
 #   make demo  [ARGS=...]   the whole program on a simulated NVR and a local folder
 #   make test  [ARGS=...]   the tests; ARGS go to pytest
 #   make check              what must pass before a commit: format, lint, types, tests
+#   make bench [ARGS=...]   what it costs, next to rclone, curl and Google's client (Linux)
 #   make lock               resolve the dependencies anew (for developers)
 #
 # PYTHON=python3.13 chooses the interpreter; VENV=.venv-3.13 another place for its environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint lock clean
+.PHONY: help demo test check lint bench lock clean
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 INSTALL := $(PIP) install --no-build-isolation --use-pep517
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 10
 
 demo: $(VENV)/.project
 	$(BIN)/nvr-backup demo $(ARGS)
@@ -38,6 +39,9 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 check: lint test
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist

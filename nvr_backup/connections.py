@@ -49,7 +49,7 @@ class Connection(Generic[A]):
         self._clock = clock
         self._log = log
         self._changed = changed
-        self._probe_first = probe_first
+        self.ready = not probe_first  # work may be given to it: its first probe has ended
         self._adapter: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._leases = 0
         self._delay = FIRST_PROBE_SECONDS
@@ -65,9 +65,9 @@ class Connection(Generic[A]):
         """
         try:
             async with self._open_adapter() as adapter:
-                if self._probe_first:
-                    await self._look_first(adapter)
                 self._adapter.set_result(adapter)
+                if not self.ready:
+                    await self._look_first(adapter)
                 while self._leases or not self.retired:
                     if self.blocked is not None and not self.retired:
                         await self._recover(adapter)
@@ -87,10 +87,14 @@ class Connection(Generic[A]):
             self.block(err)
         except Transient as err:
             self._log.debug("not probed", part=self.part, reason=str(err))
+        self.ready = True
+        self._changed()
 
     async def _recover(self, adapter: A) -> None:
-        while self.blocked is not None and not self.retired:
+        while self.blocked is not None:
             await self._unless_retired(self._clock.sleep(self._delay))
+            if self.retired:
+                return
             try:
                 await self._unless_retired(self._probe(adapter))
             except Blocked as err:

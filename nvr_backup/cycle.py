@@ -31,8 +31,11 @@ def every_camera(_camera: Camera) -> bool:
 
 @dataclass(slots=True)
 class Cycle:
-    """What one cycle's listing found; `failures` are (part or camera, reason),
-    `missed` the sources of which nothing could be listed."""
+    """What one cycle's listing found.
+
+    `failures` are (part or camera, reason), `missed` the sources that could not be listed, in this
+    cycle or an earlier one.
+    """
 
     started: datetime
     cameras: list[Camera] = field(default_factory=list)
@@ -120,6 +123,7 @@ class Listing:
                 )
                 cycle.failures.append((connection.part, str(err)))
             else:
+                cycle.missed.discard(name)
                 connection.worked()
                 self._troubles.recovered(
                     connection.part, self._log, "source listed again", part=connection.part

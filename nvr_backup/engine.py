@@ -174,7 +174,7 @@ class Engine:
         A source or camera that cannot be listed is a failure of the cycle, not an error.
         """
         settings = self.settings
-        routes = {name: settings.stores_of(name) for name in self.sources}
+        routes = {name: settings.stores_of(name) for name in settings.sources}
         if not dry_run:
             pairs = [(name, store) for name, stores in routes.items() for store in stores]
             await self.checkpoint.note_pairs(pairs, self._clock.now())
@@ -188,7 +188,7 @@ class Engine:
         )
         listing = Listing(
             request,
-            Cycle(self._clock.now()),
+            Cycle(self._clock.now(), missed=self._missed),
             self.checkpoint,
             clock=self._clock,
             log=self._log,
@@ -200,7 +200,6 @@ class Engine:
                 group.create_task(
                     listing.source(name, source, routes.get(name, ())), name=f"list {name}"
                 )
-        self._missed |= listing.cycle.missed
         return listing.cycle
 
     # -- the daemon ---------------------------------------------------------------------------
@@ -234,8 +233,12 @@ class Engine:
 
     async def _idle(self) -> bool:
         """The pool has nothing to do: the cycle is complete."""
-        await self._conclude()
+        if self._all_ready():
+            await self._conclude()
         return False
+
+    def _all_ready(self) -> bool:
+        return all(store.ready for store in self.stores.values())
 
     async def _conclude(self) -> None:
         cycle, self._listed = self._listed, None
@@ -279,7 +282,7 @@ class Engine:
         listing = asyncio.Event()
 
         async def idle() -> bool:
-            return listing.is_set()
+            return listing.is_set() and self._all_ready()
 
         cycle = Cycle(self._clock.now())
         async with asyncio.TaskGroup() as group:

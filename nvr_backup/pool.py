@@ -346,7 +346,7 @@ def _kind(reason: str | None) -> str | None:
 
 def _open(connections: Mapping[str, Connection[A]]) -> list[str]:
     """Names of the connections that take new work."""
-    return [name for name, connection in connections.items() if connection.blocked is None]
+    return [name for name, one in connections.items() if one.ready and one.blocked is None]
 
 
 class _Row:

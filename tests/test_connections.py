@@ -360,13 +360,19 @@ async def test_a_part_that_is_asked_first_and_not_refused_works(answer: Exceptio
 async def test_no_work_begins_before_the_first_answer() -> None:
     line = Line(probe_first=True, answers=[GONE], hold=asyncio.Event())
     async with line.living() as connection:
-        asked = asyncio.create_task(connection.adapter())
+        assert await connection.adapter() == "adapter"  # to look at, not to work with
         await line.clock.settle()
-        assert (len(line.probes), asked.done()) == (1, False)
+        assert (len(line.probes), connection.ready) == (1, False)
         assert line.hold is not None
         line.hold.set()
-        assert await asked == "adapter"
+        await line.clock.settle()
+        assert connection.ready
         assert line.blocked() is GONE
+
+
+async def test_a_part_that_is_not_asked_first_is_ready_at_once(line: Line) -> None:
+    async with line.living() as connection:
+        assert connection.ready
 
 
 async def test_a_first_probe_that_hangs_does_not_keep_a_retired_part_open() -> None:

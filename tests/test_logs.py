@@ -467,6 +467,20 @@ def test_long_values_are_cut() -> None:
     assert len(out.getvalue()) < MAX_TEXT + 2000
 
 
+def test_deep_values_are_cut() -> None:
+    """A value may even contain itself."""
+    loop: dict[str, object] = {"name": "loop"}
+    loop["again"] = loop
+    stream = io.StringIO()
+    to(stream)
+    structlog.get_logger().info("deep", value=loop)
+    (entry,) = entries(stream)
+    depth, level = 0, entry["value"]
+    while isinstance(level, dict):
+        depth, level = depth + 1, level["again"]
+    assert 1 < depth <= 10
+
+
 def test_a_reader_that_is_gone_is_no_reason_to_stop() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -106,3 +106,7 @@ async def test_the_systems_clock_is_utc_steady_and_never_waits_for_less_than_not
     before = time.monotonic()
     assert before <= clock.monotonic() <= time.monotonic()
     await clock.sleep(-3600)
+    before = time.monotonic()
+    await clock.sleep(0.02)
+    assert time.monotonic() - before > 0.01  # it does wait; how much longer is nobody's promise
+    assert abs(clock.now().timestamp() - time.time()) < 24 * 3600  # a step of NTP is allowed
