@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -101,7 +101,7 @@ async def store(checkpoint: Checkpoint, claimed: Claim) -> None:
 
 def rows(folder: Path, sql: str) -> list[tuple[object, ...]]:
     """What is on the disk, read by another connection."""
-    with sqlite3.connect(folder / database.FILE_NAME) as connection:
+    with closing(sqlite3.connect(folder / database.FILE_NAME)) as connection, connection:
         return connection.execute(sql).fetchall()
 
 
@@ -783,12 +783,12 @@ async def test_a_second_engine_is_refused_and_told_how_to_ask_the_first(tmp_path
 async def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     async with opened(tmp_path):
         pass
-    with sqlite3.connect(tmp_path / database.FILE_NAME) as connection:
+    with closing(sqlite3.connect(tmp_path / database.FILE_NAME)) as connection, connection:
         connection.execute("PRAGMA user_version=99")
     with pytest.raises(ConfigError, match="newer nvr-backup"):
         await Checkpoint.open(tmp_path, now=NOW)
     assert rows(tmp_path, "PRAGMA user_version") == [(99,)]
-    with sqlite3.connect(tmp_path / database.FILE_NAME) as connection:
+    with closing(sqlite3.connect(tmp_path / database.FILE_NAME)) as connection, connection:
         connection.execute(f"PRAGMA user_version={len(database.MIGRATIONS)}")
     async with opened(tmp_path):  # the refusal released the lock
         pass

@@ -6,6 +6,7 @@ import asyncio
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def stored_exactly(store: FakeStore, source: FakeSource) -> bool:
 
 
 def states(wired: Wired) -> list[str]:
-    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+    with closing(sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3")) as db, db:
         return [row[0] for row in db.execute("SELECT state FROM copy ORDER BY start_ms")]
 
 
@@ -157,7 +158,7 @@ async def test_a_clip_that_could_not_be_compared_is_not_called_verified(wired: W
     one = wired.settings(transfer={"workers": 1, "chunk_size": "256KiB"})
     async with wired.engine(one) as engine:
         await once(engine)
-    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+    with closing(sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3")) as db, db:
         kept = db.execute("SELECT state, verified FROM copy ORDER BY start_ms").fetchall()
     assert kept == [("stored", 0), ("stored", 1)]
 
@@ -332,7 +333,7 @@ async def test_a_clip_that_failed_a_thousand_times_waits_no_longer_than_any(
     fill(wired, 1)
     async with wired.engine() as engine:
         await engine.list_all()
-    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+    with closing(sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3")) as db, db:
         db.execute("UPDATE copy SET attempts = 1000")
     wired.store.faults.arm("put", Transient("503"))
     async with wired.daemon():
@@ -357,7 +358,7 @@ async def test_a_clip_put_back_from_outside_is_noticed(wired: Wired) -> None:
     wired.source.faults.arm("open", Unfit("gone"))
     async with wired.daemon():
         await wired.until(lambda: wired.said("cycle finished"))
-        with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+        with closing(sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3")) as db, db:
             db.execute("UPDATE copy SET state = 'waiting'")
         await wired.until(lambda: wired.clock.sleepers >= 2)
         await wired.clock.advance(LONGEST_NAP_SECONDS)
@@ -391,7 +392,7 @@ async def test_a_clip_beside_foreign_objects_gets_a_key_of_its_own(wired: Wired)
         await once(engine)
     assert len(wired.store.objects) == 4
     assert wired.store.objects[others[2]][1] == wired.source.recordings["porch-1330"].data
-    with sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3") as db:
+    with closing(sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3")) as db, db:
         assert db.execute("SELECT state, object_key FROM copy").fetchall() == [
             ("stored", others[2])
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.cli.kit import GARDEN, Desk
 
 def rows(desk: Desk, sql: str) -> list[tuple[object, ...]]:
     """What is on the disk, read by another connection."""
-    with sqlite3.connect(desk.state / "checkpoint.sqlite3") as connection:
+    with closing(sqlite3.connect(desk.state / "checkpoint.sqlite3")) as connection, connection:
         return connection.execute(sql).fetchall()
 
 
