@@ -63,8 +63,10 @@ class Site:
                 hint="Mount the disk or share it is on; at the first use create the folder "
                 f"(mkdir -p {self.path}), owned by the user nvr-backup runs as.",
             ) from err
+        # What was known before the look: another thread may leave the first marker right after it.
+        known = self._seen is not None or self._used_before
         try:
-            self._recognise(_read_marker(root))
+            self._recognise(_read_marker(root), known=known)
         except BaseException:
             os.close(root)
             raise
@@ -81,9 +83,9 @@ class Site:
             raise
         return root
 
-    def _recognise(self, marker: bytes | None) -> None:
+    def _recognise(self, marker: bytes | None, *, known: bool) -> None:
         if marker is None:
-            if self._seen is None and not self._used_before:
+            if not known:
                 return
             raise Blocked(
                 f"The folder {self.path} lost the marker .nvr-backup/store.json of this store.",
@@ -117,7 +119,7 @@ class Site:
             finally:
                 with suppress(OSError):
                     remove(partial, name)
-        self._recognise(_read_marker(root))
+        self._recognise(_read_marker(root), known=True)
 
 
 def write_file(folder: int, name: bytes, content: bytes) -> None:
