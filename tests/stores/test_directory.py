@@ -14,6 +14,7 @@ import pytest
 
 from nvr_backup.errors import Blocked, KeyTaken, NvrBackupError, Unfit
 from nvr_backup.stores.directory import DirectorySettings, DirectoryStore
+from nvr_backup.stores.directory import site as site_module
 from tests.contract.conftest import CHUNK
 from tests.contract.test_store import KEY, METADATA, Sender, clip, listed, whole
 from tests.stores.directory_rig import (
@@ -22,6 +23,7 @@ from tests.stores.directory_rig import (
     made_root,
     opened,
     partials,
+    settings_for,
 )
 
 
@@ -332,6 +334,29 @@ async def test_many_at_once_agree_on_one_marker(store: DirectoryStore, root: Pat
             group.create_task(_stored(store, f"{number}.mp4"))
     assert partials(root) == []
     assert json.loads((root / ".nvr-backup" / "store.json").read_bytes())["format"] == 1
+
+
+def test_a_marker_left_by_another_thread_after_the_look_is_not_a_lost_one(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = site_module._read_marker
+    shared = site_module.Site(settings_for(root))
+    overtaken = False
+
+    def look_and_be_overtaken(opened_root: int) -> bytes | None:
+        nonlocal overtaken
+        seen = read(opened_root)
+        if not overtaken:
+            overtaken = True
+            os.close(shared.open_for_writing())  # the other thread, from here to its end
+        return seen
+
+    monkeypatch.setattr(site_module, "_read_marker", look_and_be_overtaken)
+    os.close(shared.open())
+    assert overtaken
+    (root / ".nvr-backup" / "store.json").unlink()
+    with pytest.raises(Blocked, match="lost the marker"):  # and from now on it would be
+        shared.open()
 
 
 async def _stored(store: DirectoryStore, key: str) -> None:
