@@ -270,6 +270,7 @@ async def test_a_large_piece_is_cut() -> None:
 
     class Response:
         content = stream
+        content_length = None
 
     body = HttpBody(Response(), None, 0, 60)  # type: ignore[arg-type]
     sizes = [len(piece) async for piece in body]

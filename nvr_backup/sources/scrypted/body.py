@@ -17,6 +17,7 @@ import aiohttp
 from yarl import URL
 
 from nvr_backup.errors import Blocked, NvrBackupError, Suspect, Transient
+from nvr_backup.sources.scrypted.intake import WORTHWHILE_BYTES, taken_over
 from nvr_backup.sources.scrypted.login import Login
 from nvr_backup.sources.scrypted.media import Location, location
 from nvr_backup.sources.scrypted.settings import ScryptedSettings
@@ -55,17 +56,15 @@ class HttpBody:
         return self._pieces()
 
     async def _pieces(self) -> AsyncIterator[bytes]:
-        # readchunk hands over buffers as they are; readany joins them, which costs a chunked body
-        # a quarter of a CPU second per GiB.
-        receive = self.response.content.readchunk
+        coming = self.response.content_length or 0
         try:
-            while True:
-                piece, end_of_chunk = await receive()
-                if 0 < len(piece) <= LARGEST_PIECE:
+            if coming >= WORTHWHILE_BYTES:
+                received = taken_over(self.response, coming, self.stall_seconds)
+            else:
+                received = _portions(self.response.content)
+            async for piece in received:
+                if len(piece) <= LARGEST_PIECE:
                     yield piece
-                elif not piece:
-                    if not end_of_chunk:
-                        return
                 else:
                     for at in range(0, len(piece), LARGEST_PIECE):
                         yield piece[at : at + LARGEST_PIECE]
@@ -75,6 +74,18 @@ class HttpBody:
             ) from err
         except (aiohttp.ClientError, OSError) as err:
             raise Transient(f"The clip's transfer broke off ({type(err).__name__}).") from err
+
+
+async def _portions(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    # readchunk hands over buffers as they are; readany joins them, which costs a chunked body a
+    # quarter of a CPU second per GiB.
+    receive = content.readchunk
+    while True:
+        piece, end_of_chunk = await receive()
+        if piece:
+            yield piece
+        elif not end_of_chunk:
+            return
 
 
 class Bodies:
