@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import aiohttp
 import pytest
 
+from nvr_backup.simulator.tls import Certificate
 from nvr_backup.sources.scrypted.intake import PIECE_BYTES, Intake, taken_over
 
 SIZE = 5 * PIECE_BYTES + 12_345
 CONTENT = random.Random(7).randbytes(SIZE)
 
+CERTIFICATE = Certificate.make()
+tls: ContextVar[bool] = ContextVar("tls")
+
 Serve = Callable[[asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["plain", "tls"])
+def line(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test is done over both."""
+    token = tls.set(request.param)
+    yield
+    tls.reset(token)
 
 
 @asynccontextmanager
@@ -32,12 +45,14 @@ async def answer(serve: Serve, stall: float = 60.0) -> AsyncIterator[AsyncIterat
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    context = CERTIFICATE.context if tls.get() else None
+    server = await asyncio.start_server(connected, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
+    scheme = "https" if context else "http"
     try:
         async with (
             aiohttp.ClientSession() as session,
-            session.get(f"http://127.0.0.1:{port}/") as response,
+            session.get(f"{scheme}://127.0.0.1:{port}/", ssl=False) as response,
         ):
             yield taken_over(response, SIZE, stall)
     finally:
