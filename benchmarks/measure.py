@@ -49,6 +49,11 @@ def floor() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _ordinary() -> dict[str, str]:
+    """The environment, but Python keeps what it compiled, as it does for an installed program."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
 def run(
     command: Sequence[str | Path], *, env: Mapping[str, str] | None = None, folder: Path
 ) -> Cost:
@@ -63,7 +68,7 @@ def run(
         process = subprocess.Popen(
             words,
             cwd=ROOT,
-            env={**os.environ, **(env or {})},
+            env={**_ordinary(), **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=stdout,
             stderr=stderr,
