@@ -59,7 +59,10 @@ class Request:
 
 
 class Listing:
-    """Lists sources into `cycle`. `found` is called when the backlog has grown."""
+    """Lists sources into `cycle`.
+
+    `found` is called when the backlog has grown, `step` before each part of a listing.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Listing:
         log: FilteringBoundLogger,
         troubles: Troubles,
         found: Callable[[], None],
+        step: Callable[[], None],
     ) -> None:
         self.cycle = cycle
         self._request = request
@@ -79,6 +83,7 @@ class Listing:
         self._log = log
         self._troubles = troubles
         self._found = found
+        self._step = step
 
     async def source(
         self, name: str, connection: Connection[ClipSource], stores: Sequence[str]
@@ -100,6 +105,7 @@ class Listing:
                 rules=request.rules,
                 keys=request.keys,
                 dry_run=request.dry_run,
+                step=self._step,
             )
             try:
                 there = await source.cameras()

@@ -27,6 +27,7 @@ from nvr_backup.model import Camera, Clip
 from nvr_backup.planner import Rules
 from nvr_backup.pool import Pool, Routes
 from nvr_backup.ports import ClipSource, ClipStore
+from nvr_backup.pulse import Pulse
 from nvr_backup.rows import Keys
 from nvr_backup.scheduler import Cron, Every, Rule, Scheduler
 from nvr_backup.settings import Schedule, Settings, SourceSettings, StoreSettings
@@ -52,6 +53,7 @@ class Engine:
         self.sources: dict[str, Connection[ClipSource]] = {}
         self.stores: dict[str, Connection[ClipStore]] = {}
         self.scheduler: Scheduler | None = None
+        self.cameras: list[Camera] = []  # of the latest listing
         self._group = group
         self._clock = clock
         self._log = log
@@ -61,6 +63,11 @@ class Engine:
         self._store_settings: dict[str, tuple[StoreSettings, int]] = {}
         self._watermarks: dict[tuple[str, str, str], datetime] = {}
         self._missed: set[str] = set()  # sources the latest cycle could not list
+
+    @property
+    def pulses(self) -> list[Pulse]:
+        """The supervisors' signs of life."""
+        return [self.pool.pulse, *([self.scheduler.pulse] if self.scheduler is not None else [])]
 
     # -- wiring -------------------------------------------------------------------------------
 
@@ -194,6 +201,7 @@ class Engine:
             log=self._log,
             troubles=self._troubles,
             found=self.pool.wake,
+            step=self._listing_goes_on,
         )
         async with asyncio.TaskGroup() as group:
             for name, source in list(self.sources.items()):
@@ -202,10 +210,17 @@ class Engine:
                 )
         return listing.cycle
 
+    def _listing_goes_on(self) -> None:
+        if self.scheduler is not None:
+            self.scheduler.alive()
+
     # -- the daemon ---------------------------------------------------------------------------
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Cycle by the schedule and carry, until `stop` is set and the pool has drained."""
+    async def run(self, stop: asyncio.Event, *, started: Callable[[], None] | None = None) -> None:
+        """Cycle by the schedule and carry, until `stop` is set and the pool has drained.
+
+        `started` is called once the scheduler runs, whether or not anything can be reached.
+        """
         last = await self.checkpoint.last_cycle()
         rule = _rule(self.settings.schedule)
         self.scheduler = Scheduler(rule, self._clock, last, record=self.checkpoint.record_cycle)
@@ -213,6 +228,8 @@ class Engine:
             self.scheduler.trigger()  # a start may follow a repair or a new configuration
         async with asyncio.TaskGroup() as group:
             cycles = group.create_task(self.scheduler.run(self._cycle), name="scheduler")
+            if started is not None:
+                started()
             await self.pool.run(stop, idle=self._idle)
             cycles.cancel()
 
@@ -229,6 +246,9 @@ class Engine:
             **await self.checkpoint.counts(),
         )
         self._listed = cycle
+        there = {camera.source for camera in cycle.cameras}
+        unheard = [one for one in self.cameras if one.source in self.sources.keys() - there]
+        self.cameras = cycle.cameras + unheard
         self.pool.wake()
 
     async def _idle(self) -> bool:

@@ -27,6 +27,7 @@ from nvr_backup.errors import Blocked, Suspect, Transient, Unfit
 from nvr_backup.keys import with_extension
 from nvr_backup.model import Camera, Clip, UploadState
 from nvr_backup.ports import ClipSource, ClipStore
+from nvr_backup.pulse import Pulse
 from nvr_backup.rows import Claim, Keys, Tally
 from nvr_backup.transfer import Activity, Carried, Drained, Transfer
 
@@ -41,6 +42,9 @@ LONGEST_NAP_SECONDS: Final = 60.0
 
 PATIENCE: Final = 10
 """A body found not to be a whole video this often in a row, the same way, is set aside (≈ 8 h)."""
+
+STEP_SECONDS: Final = 180.0
+"""No step between two naps takes longer, on the slowest disk; see `pulse`."""
 
 REASONS_KEPT: Final = 1000
 """Failures remembered by name for the summary of a cycle; all are in the checkpoint."""
@@ -93,6 +97,8 @@ class Pool:
     ) -> None:
         self.running: dict[int, Running] = {}
         self.outcomes = Outcomes()
+        self.pulse = Pulse("the worker pool", clock)
+        self.news = asyncio.Event()  # set at every change; whoever shows it clears it
         self.cameras: Callable[[Camera], bool] = lambda _: True
         self._checkpoint = checkpoint
         self._routes = routes
@@ -101,6 +107,12 @@ class Pool:
         self._rng = rng
         self._stir = asyncio.Event()
         self._tried: set[int] = set()
+        self._received = 0  # by transfers that have ended
+
+    @property
+    def received(self) -> int:
+        """Bytes received from all sources since the pool was made."""
+        return self._received + sum(one.activity.received for one in self.running.values())
 
     def take_outcomes(self) -> Outcomes:
         """The counts since the last call; begins new ones."""
@@ -110,6 +122,7 @@ class Pool:
     def wake(self) -> None:
         """Something changed: new rows, a connection recovered, other limits."""
         self._stir.set()
+        self.news.set()
 
     async def run(
         self,
@@ -127,6 +140,7 @@ class Pool:
         try:
             async with asyncio.TaskGroup() as group:
                 while not stop.is_set():
+                    self.pulse.promise(STEP_SECONDS)
                     self._stir.clear()
                     routes = self._routes()
                     while len(self.running) < routes.workers and not stop.is_set():
@@ -140,6 +154,7 @@ class Pool:
                         break
                     await self._wait(routes, patient)
         finally:
+            self.pulse.rest()
             stopping.cancel()
 
     async def _wake_on(self, stop: asyncio.Event) -> None:
@@ -148,14 +163,13 @@ class Pool:
 
     async def _wait(self, routes: Routes, patient: bool) -> None:
         """Until something changes, the next copy is due, or LONGEST_NAP_SECONDS have passed."""
-        if not patient or len(self.running) >= routes.workers:
-            await self._stir.wait()
-            return
-        now = self._clock.now()
-        due = await self._checkpoint.next_due(_open(routes.stores), now)
         seconds = LONGEST_NAP_SECONDS
-        if due is not None:
-            seconds = min(seconds, max(1.0, (due - now).total_seconds()))
+        if patient and len(self.running) < routes.workers:
+            now = self._clock.now()
+            due = await self._checkpoint.next_due(_open(routes.stores), now)
+            if due is not None:
+                seconds = min(seconds, max(1.0, (due - now).total_seconds()))
+        self.pulse.promise(seconds + STEP_SECONDS)
         sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
         stirring = asyncio.ensure_future(self._stir.wait())
         try:
@@ -197,6 +211,7 @@ class Pool:
             return False
         running = Running(claim, Activity(), self._clock.monotonic())
         self.running[claim.copy] = running
+        self.news.set()
         if not patient:
             self._tried.add(claim.copy)
         leases = ExitStack()
@@ -209,6 +224,7 @@ class Pool:
                     await self._carry(running, source, store, routes, stop)
                 finally:
                     del self.running[claim.copy]
+                    self._received += running.activity.received
                     self.wake()
 
         group.create_task(work(), name=f"carry {claim.copy}")

@@ -19,6 +19,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from nvr_backup.clock import Clock
+from nvr_backup.pulse import Pulse
 
 LONGEST_WAIT_SECONDS: Final = 60.0
 """The wall clock is looked at this often, so that a suspend or a step of it is noticed."""
@@ -26,6 +27,9 @@ SHORTEST_WAIT_SECONDS: Final = 0.01
 """A clock that wakes us a little early must not make us spin."""
 STEP_SECONDS: Final = 1.0
 """Wall time that falls behind elapsed time by more than this was set back."""
+SILENT_SECONDS: Final = 1800.0
+"""A cycle that gives no sign of life (`Scheduler.alive`) for so long is hung: everything that it
+waits for is limited in time."""
 SHORTEST_INTERVAL: Final = timedelta(seconds=1)
 
 _CRON_FIELDS: Final = 5
@@ -130,6 +134,7 @@ class Scheduler:
         self._clock = clock
         self._last_started = last_started
         self._record = record
+        self.pulse = Pulse("the scheduler", clock)
         self._queued = False
         self._pause: asyncio.Task[None] | None = None
         self._seen = (clock.now(), clock.monotonic())
@@ -150,6 +155,10 @@ class Scheduler:
         self._queued = True
         self._wake()
 
+    def alive(self) -> None:
+        """The cycle that is running makes progress."""
+        self.pulse.promise(SILENT_SECONDS)
+
     def reschedule(self, rule: Rule) -> None:
         """Follow another rule from now on; the next time is counted from the latest start."""
         if rule == self._rule:
@@ -162,6 +171,7 @@ class Scheduler:
         """Run cycles for ever; ends by cancellation or with what `cycle` or `record` raises."""
         while True:
             started = await self._until_due()
+            self.alive()
             await self._record(started)
             self._queued = False  # asked for before this cycle began: this is the one
             self._last_started = started
@@ -176,6 +186,7 @@ class Scheduler:
                 return now
             remaining = (self._due - now).total_seconds()
             wait = max(SHORTEST_WAIT_SECONDS, min(LONGEST_WAIT_SECONDS, remaining))
+            self.pulse.promise(2 * LONGEST_WAIT_SECONDS)
             try:
                 async with asyncio.TaskGroup() as group:
                     self._pause = group.create_task(self._clock.sleep(wait), name="pause")

@@ -3,10 +3,11 @@
     start → engine.run ┬ SIGTERM, SIGINT: drain (chunks in flight are finished), then exit 0
                        │  a second one: stop at once; what was in flight resumes next time
                        ├ SIGHUP: read the configuration again; an invalid one changes nothing
-                       └ SIGUSR1: a cycle now
+                       ├ SIGUSR1: a cycle now
+                       └ the service manager: ready, reloading, stopping, a status, the watchdog
 
-Nothing here polls. A drain that the other side holds up ends after DRAIN_SECONDS, because every
-upload can be resumed.
+Nothing here polls but the watchdog, if there is one. A drain that the other side holds up ends
+after DRAIN_SECONDS, because every upload can be resumed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from nvr_backup import __version__
 from nvr_backup.clock import Clock
 from nvr_backup.engine import Engine, open_engine
 from nvr_backup.errors import ConfigError
+from nvr_backup.notify import Notifier
 from nvr_backup.settings import Settings, changes
+from nvr_backup.vitals import Vitals
 
 DRAIN_SECONDS: Final = 60.0
 """How long a drain may take; systemd's own limit (TimeoutStopSec) is to be longer."""
@@ -34,15 +37,22 @@ class Service:
     """One run of the daemon."""
 
     def __init__(
-        self, load: Callable[[], Settings], *, clock: Clock, log: FilteringBoundLogger
+        self,
+        load: Callable[[], Settings],
+        *,
+        clock: Clock,
+        log: FilteringBoundLogger,
+        notifier: Notifier,
     ) -> None:
         self._load = load
         self._clock = clock
         self._log = log
+        self._notifier = notifier
+        self._vitals = Vitals(notifier, clock=clock, log=log)
         self._stop = asyncio.Event()
         self._reload = asyncio.Event()
         self._overdue = False
-        self._engine: Engine | None = None
+        self.engine: Engine | None = None
 
     async def run(self, settings: Settings) -> None:
         """Work until a signal ends it; returns after a drain.
@@ -66,14 +76,29 @@ class Service:
         self._log.info("stopped")
 
     async def _work(self, settings: Settings) -> None:
-        async with open_engine(
-            settings, clock=self._clock, log=self._log, rng=random.SystemRandom()
-        ) as engine:
-            self._engine = engine
-            async with asyncio.TaskGroup() as group:
-                reloading = group.create_task(self._reloads(engine), name="reload")
-                await engine.run(self._stop)
-                reloading.cancel()
+        starting = asyncio.create_task(self._vitals.starting(), name="starting")
+        try:
+            async with open_engine(
+                settings, clock=self._clock, log=self._log, rng=random.SystemRandom()
+            ) as engine:
+                starting.cancel()
+                self.engine = engine
+                async with asyncio.TaskGroup() as group:
+                    beside = [
+                        group.create_task(self._reloads(engine), name="reload"),
+                        group.create_task(self._vitals.status(engine), name="status"),
+                        group.create_task(self._vitals.watchdog(engine), name="watchdog"),
+                    ]
+                    await engine.run(self._stop, started=self._started)
+                    for one in beside:
+                        one.cancel()
+        finally:
+            starting.cancel()
+            await asyncio.wait({starting})
+
+    def _started(self) -> None:
+        if not self._stop.is_set():
+            self._notifier.ready()
 
     @contextmanager
     def _signals(self, main: asyncio.Task[None]) -> Iterator[None]:
@@ -84,8 +109,10 @@ class Service:
                 self._log.warning("stopping at once", signal=name)
                 main.cancel()
                 return
-            running = len(self._engine.pool.running) if self._engine else 0
+            running = len(self.engine.pool.running) if self.engine else 0
             self._log.info("draining", signal=name, transfers=running)
+            self._notifier.stopping()
+            self._notifier.status(f"stopping: {running} transfers finish their chunks")
             self._stop.set()
 
         handlers: dict[signal.Signals, Callable[[], None]] = {
@@ -103,9 +130,9 @@ class Service:
                 loop.remove_signal_handler(number)
 
     def _cycle_now(self) -> None:
-        if self._engine is not None and self._engine.scheduler is not None:
+        if self.engine is not None and self.engine.scheduler is not None:
             self._log.info("cycle asked for", signal="SIGUSR1")
-            self._engine.scheduler.trigger()
+            self.engine.scheduler.trigger()
 
     async def _limit_drain(self, main: asyncio.Task[None]) -> None:
         await self._stop.wait()
@@ -118,18 +145,22 @@ class Service:
         while True:
             await self._reload.wait()
             self._reload.clear()
-            old = engine.settings
-            try:
-                new = await asyncio.to_thread(self._load)
-            except ConfigError as err:
-                self._log.error("reload refused, the old configuration stays", reason=str(err))
-                continue
-            for change in changes(old, new):
-                self._log.info("changed", key=change.path, old=change.old_text, new=change.new_text)
-            if new.state_dir != old.state_dir:
-                self._log.warning(
-                    "state_dir changes only with a restart", state_dir=str(new.state_dir)
-                )
-                new = new.model_copy(update={"state_dir": old.state_dir})
-            await engine.apply(new)
-            self._log.info("reloaded")
+            self._notifier.reloading()
+            await self._reload_once(engine)
+            if not self._reload.is_set():  # else another one was asked for: this is not the end
+                self._notifier.ready()
+
+    async def _reload_once(self, engine: Engine) -> None:
+        old = engine.settings
+        try:
+            new = await asyncio.to_thread(self._load)
+        except ConfigError as err:
+            self._log.error("reload refused, the old configuration stays", reason=str(err))
+            return
+        for change in changes(old, new):
+            self._log.info("changed", setting=change.path, old=change.old_text, new=change.new_text)
+        if new.state_dir != old.state_dir:
+            self._log.warning("state_dir changes only with a restart", state_dir=str(new.state_dir))
+            new = new.model_copy(update={"state_dir": old.state_dir})
+        await engine.apply(new)
+        self._log.info("reloaded")

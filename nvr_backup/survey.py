@@ -7,7 +7,7 @@ rest for the next cycle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -35,6 +35,10 @@ PASS_LENGTH: Final = timedelta(days=1)
 """One listing is planned and recorded at a time: bounds memory in a first cycle over months."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Surveyed:
     """What a listing pass found. `planned` counts copies (one for each store)."""
@@ -47,7 +51,10 @@ class Surveyed:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Lists a source's cameras into the checkpoint. `stores` are those the source goes to."""
+    """Lists a source's cameras into the checkpoint. `stores` are those the source goes to.
+
+    `step` is called before each part of a listing: a long one shows that it goes on.
+    """
 
     source: ClipSource
     stores: Sequence[str]
@@ -55,6 +62,7 @@ class Survey:
     rules: Rules
     keys: Keys
     dry_run: bool = False
+    step: Callable[[], None] = _nothing
 
     async def begin(self, cameras: Sequence[Camera], *, now: datetime) -> None:
         """Fix where the listings of cameras that are new begin, before anything can fail."""
@@ -75,6 +83,7 @@ class Survey:
         whole = Window(min(bearings.since.values()), max(now - self.rules.settle, EPOCH))
         try:
             for part in whole.split(PASS_LENGTH):
+                self.step()
                 listing = [clip async for clip in self.source.clips(camera, part)]
                 step = await self._plan(camera, listing, bearings, now)
                 found.listed += step.listed

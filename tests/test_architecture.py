@@ -19,14 +19,17 @@ PACKAGE = "nvr_backup"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "errors", "model", "clock", "redaction"}),
-    frozenset({"chunks", "keys", "mp4", "metadata", "database", "logs"}),
+    frozenset(
+        {"chunks", "keys", "mp4", "metadata", "soundness", "database", "logs", "pulse", "notify"}
+    ),
     frozenset({"ports", "planner"}),
-    frozenset({"rows"}),
+    frozenset({"rows", "backlog"}),
     frozenset({"transfer", "checkpoint", "connections", "report"}),
     frozenset({"pool", "scheduler", "survey"}),
     frozenset({"settings", "adapters"}),
     frozenset({"cycle"}),
     frozenset({"engine"}),
+    frozenset({"headline", "vitals"}),
     frozenset({"service", "doctor", "demo"}),
     frozenset({"cli", "__main__"}),
 )
@@ -46,7 +49,6 @@ STARTS_SIMULATOR = frozenset({"cli", "demo"})
 
 LONGEST_MODULE = 400
 LONGER: Mapping[str, str] = {
-    "checkpoint.py": "every transaction on the queue, to be read against schema.sql",
     "report.py": "every query of status, clips, explain and verify over the same rows",
 }
 

@@ -16,12 +16,18 @@ from typing import Any
 
 import pytest
 
+from nvr_backup import vitals as vitals_module
+from nvr_backup.checkpoint import Checkpoint
 from nvr_backup.database import EngineRunningError
-from nvr_backup.errors import ConfigError
+from nvr_backup.errors import Blocked, ConfigError, Transient
 from nvr_backup.model import Camera
+from nvr_backup.notify import Notifier
+from nvr_backup.pool import Pool
 from nvr_backup.service import DRAIN_SECONDS, Service
 from nvr_backup.settings import Settings
+from nvr_backup.vitals import LOOK_SECONDS, STATUS_SECONDS, Vitals
 from tests.support.fakes import FakeStore, clip_at, mp4
+from tests.support.notify_socket import NotifySocket
 from tests.support.wired import Wired
 
 HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
@@ -60,8 +66,10 @@ class Daemon:
     missed: list[int]
     configuration: Settings | ConfigError
     loads: int = 0
+    notifier: Notifier = field(default_factory=lambda: Notifier(None))
     readable: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] = field(init=False)
+    service: Service = field(init=False)
 
     def __post_init__(self) -> None:
         self.readable.set()
@@ -75,14 +83,30 @@ class Daemon:
         return found
 
     def start(self, settings: Settings) -> None:
-        service = Service(self.load, clock=self.wired.clock, log=self.wired.log())
-        self.task = asyncio.create_task(service.run(settings))
+        self.service = Service(
+            self.load,
+            clock=self.wired.clock,
+            log=self.wired.log(),
+            notifier=self.notifier,
+        )
+        self.task = asyncio.create_task(self.service.run(settings))
 
     async def signal(self, number: signal.Signals) -> None:
         """Send ourselves a signal; returns when the loop has seen it."""
         os.kill(os.getpid(), number)
         await self.wired.clock.settle()
         assert self.missed == [], "nobody handles this signal"
+
+    async def pass_time(self, seconds: float, manager: NotifySocket) -> None:
+        """Let time pass, but never while the database's thread is at work: that takes none."""
+        engine = self.service.engine
+        assert engine is not None
+        for _ in range(round(seconds / 15)):
+            await self.wired.clock.advance(15)
+            manager.said()  # its queue is short
+            for _ in range(3):
+                await engine.checkpoint.has_stored("nas")
+                await self.wired.clock.settle()
 
     async def reload(self, configuration: Settings | ConfigError) -> None:
         """Change the configuration and say so; returns when the daemon has read it."""
@@ -113,10 +137,14 @@ class Daemon:
 
 
 @asynccontextmanager
-async def at_work(wired: Wired, missed: list[int], **changes: Any) -> AsyncIterator[Daemon]:
+async def at_work(
+    wired: Wired, missed: list[int], notifier: Notifier | None = None, **changes: Any
+) -> AsyncIterator[Daemon]:
     """A daemon; whoever leaves it running here ends it by cancellation, as a fault of the test."""
     settings = wired.settings(**changes)
     daemon = Daemon(wired, missed, settings)
+    if notifier is not None:
+        daemon.notifier = notifier
     daemon.start(settings)
     try:
         yield daemon
@@ -345,16 +373,16 @@ async def test_a_valid_configuration_applies_also_after_an_invalid_one(
         await daemon.reload(ConfigError("No."))
         wired.stores["offsite"] = FakeStore()
         await daemon.reload(wired.settings(schedule={"every": "10m"}))
-        said = {line["key"]: (line["old"], line["new"]) for line in daemon.said("changed")}
+        said = {line["setting"]: (line["old"], line["new"]) for line in daemon.said("changed")}
         assert said["schedule.every"] == ("1h", "10m")
         assert any(key.startswith("stores.offsite") for key in said)
         await daemon.until(lambda: wired.clock.sleepers >= 2)
         await wired.clock.advance(600)
         await daemon.until(lambda: stored_exactly(wired, "offsite"))
         await daemon.reload(wired.settings())
-        assert [line["new"] for line in daemon.said("changed") if line["key"] == "schedule.every"][
-            1:
-        ] == ["1h"]
+        assert [
+            line["new"] for line in daemon.said("changed") if line["setting"] == "schedule.every"
+        ][1:] == ["1h"]
         assert daemon.loads == 3  # once for each signal, not more
         await daemon.signal(signal.SIGTERM)
         await daemon.ended()
@@ -448,3 +476,175 @@ async def test_a_restart_carries_nothing_twice(wired: Wired, missed: list[int]) 
         wired.clock.jump(timedelta(hours=1))
     assert stored_exactly(wired)
     assert len(wired.said("clip stored")) == 3
+
+
+# -- the service manager ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[NotifySocket]:
+    with NotifySocket(tmp_path / "notify") as manager:
+        monkeypatch.setenv("NOTIFY_SOCKET", str(manager.path))
+        monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+        yield manager
+
+
+@pytest.fixture
+def notifier(manager: NotifySocket) -> Iterator[Notifier]:
+    with Notifier.from_environment() as notifier:
+        yield notifier
+
+
+def heard(manager: NotifySocket, *words: str) -> list[str]:
+    """What was said that begins with one of these words, in order."""
+    return [message.partition("\n")[0] for message in manager.said() if message.startswith(words)]
+
+
+async def test_ready_comes_once_although_nothing_can_be_reached(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier
+) -> None:
+    wired.source.faults.arm("cameras", Transient("the NVR is down"))
+    wired.store.faults.arm("probe", Blocked("no such bucket"))
+    async with at_work(wired, missed, notifier) as daemon:
+        await daemon.until(lambda: heard(manager, "READY"))
+        await daemon.until(lambda: "no such bucket" in "".join(heard(manager, "STATUS")))
+        await daemon.until(lambda: daemon.said("source not listed"))
+        assert heard(manager, "READY", "RELOADING", "STOPPING") == ["READY=1"]
+        await daemon.signal(signal.SIGTERM)
+        await daemon.ended()
+    assert heard(manager, "READY", "RELOADING", "STOPPING") == ["READY=1", "STOPPING=1"]
+
+
+async def test_ready_does_not_come_when_the_state_folder_is_taken(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier
+) -> None:
+    async with wired.engine(), at_work(wired, missed, notifier) as daemon:
+        with pytest.raises(EngineRunningError):
+            await daemon.ended()
+    assert heard(manager, "READY") == []
+
+
+@pytest.mark.parametrize("valid", [True, False])
+async def test_a_reload_is_announced_and_concluded(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier, valid: bool
+) -> None:
+    async with at_work(wired, missed, notifier) as daemon:
+        await daemon.until(lambda: daemon.said("cycle finished"))
+        daemon.readable.clear()
+        daemon.configuration = (
+            wired.settings(transfer={"workers": 3}) if valid else ConfigError("not today")
+        )
+        await daemon.signal(signal.SIGHUP)
+        await daemon.until(lambda: heard(manager, "RELOADING"))
+        assert heard(manager, "READY", "RELOADING") == ["READY=1", "RELOADING=1"]
+        daemon.readable.set()
+        await daemon.until(daemon.answers)
+        await daemon.until(lambda: len(heard(manager, "READY")) == 2)
+        assert heard(manager, "READY", "RELOADING") == ["READY=1", "RELOADING=1", "READY=1"]
+
+
+async def test_a_reload_asked_for_during_a_reload_is_part_of_it(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier
+) -> None:
+    async with at_work(wired, missed, notifier) as daemon:
+        await daemon.until(lambda: daemon.said("cycle finished"))
+        daemon.readable.clear()
+        await daemon.signal(signal.SIGHUP)
+        await daemon.until(lambda: daemon.loads == 1)
+        await daemon.signal(signal.SIGHUP)
+        daemon.readable.set()
+        await daemon.until(lambda: len(heard(manager, "READY")) == 2)
+        assert daemon.loads == 2
+        order = heard(manager, "READY", "RELOADING")
+        assert order == ["READY=1", "RELOADING=1", "RELOADING=1", "READY=1"]
+
+
+async def test_the_status_follows_the_work(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier
+) -> None:
+    fill(wired, size=5 * KIB_256)
+    wired.store.hold = asyncio.Event()
+    async with at_work(wired, missed, notifier) as daemon:
+        await daemon.until(lambda: wired.store.held == 1)
+        await wired.clock.advance(STATUS_SECONDS)
+        await daemon.until(lambda: "uploading 1 at" in "".join(heard(manager, "STATUS")))
+        wired.store.hold.set()
+        await daemon.until(lambda: daemon.said("cycle finished"))
+        await wired.clock.advance(STATUS_SECONDS)
+        await daemon.until(lambda: "0 clips waiting" in heard(manager, "STATUS")[-1])
+        assert "1 camera safe to" in heard(manager, "STATUS")[-1]
+        said = len(heard(manager, "STATUS"))
+        await daemon.pass_time(600, manager)
+        assert len(heard(manager, "STATUS")) == said  # nothing new, nothing said
+
+
+async def test_the_watchdog_is_fed_at_half_its_time_also_when_idle(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier
+) -> None:
+    async with at_work(wired, missed, notifier) as daemon:
+        await daemon.until(lambda: daemon.said("cycle finished"))
+        fed = len(heard(manager, "WATCHDOG"))
+        await daemon.pass_time(3600, manager)
+        assert len(heard(manager, "WATCHDOG")) == fed + 240
+        assert daemon.said("hung") == []
+
+
+async def test_a_suspended_machine_is_not_taken_for_a_hung_daemon(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier
+) -> None:
+    async with at_work(wired, missed, notifier) as daemon:
+        await daemon.until(lambda: daemon.said("cycle finished"))
+        wired.clock.jump(timedelta(hours=9))
+        await daemon.pass_time(600, manager)
+        assert daemon.said("hung") == []
+
+
+async def never(*_: object, **__: object) -> Any:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    ("hang", "part"),
+    [
+        ("claim", "the worker pool"),
+        ("next_due", "the worker pool"),
+        ("_wait", "the worker pool"),
+        ("cameras", "the scheduler"),
+        ("reaches", "the scheduler"),
+    ],
+)
+async def test_a_hung_supervisor_starves_the_watchdog(
+    wired: Wired, missed: list[int], manager: NotifySocket, notifier: Notifier, hang: str, part: str
+) -> None:
+    fill(wired)
+    async with at_work(wired, missed, notifier) as daemon:
+        await daemon.until(lambda: daemon.said("cycle finished"))
+        if hang == "_wait":
+            wired.monkeypatch.setattr(Pool, "_wait", never)
+        elif hang == "cameras":
+            wired.monkeypatch.setattr(wired.source, "cameras", never)
+        else:
+            wired.monkeypatch.setattr(Checkpoint, hang, never)
+        await daemon.signal(signal.SIGUSR1)  # a cycle: everything moves, and then hangs
+        await daemon.pass_time(3600, manager)
+        fed = len(heard(manager, "WATCHDOG"))
+        await daemon.pass_time(3600, manager)
+        assert len(heard(manager, "WATCHDOG")) == fed
+        (line,) = daemon.said("hung")
+        assert line["level"] == "critical"
+        assert "never" in line["stacks"]
+        assert line["parts"] == [part]
+
+
+async def test_opening_a_checkpoint_for_long_asks_for_more_time_while_it_moves(
+    wired: Wired, manager: NotifySocket, notifier: Notifier
+) -> None:
+    vitals = Vitals(notifier, clock=wired.clock, log=wired.log())
+    used = [(1, 0), (2, 0), (2, 7), (2, 7), (2, 7)]
+    wired.monkeypatch.setattr(vitals_module, "_usage", lambda: used.pop(0))
+    starting = asyncio.create_task(vitals.starting())
+    for asked in [1, 2, 2, 2]:  # CPU, then blocks, then neither
+        await wired.clock.advance(LOOK_SECONDS)
+        assert heard(manager, "EXTEND") == ["EXTEND_TIMEOUT_USEC=60000000"] * asked
+    starting.cancel()
+    await asyncio.wait({starting})

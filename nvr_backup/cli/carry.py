@@ -37,6 +37,7 @@ def run(config: ConfigOption = None) -> None:
       systemctl enable --now nvr-backup
       systemctl kill -s SIGUSR1 nvr-backup
     """
+    from nvr_backup.notify import Notifier  # noqa: PLC0415 - so that other commands start fast
     from nvr_backup.service import Service  # noqa: PLC0415 - aiohttp and all adapters: slow
 
     loaded = settings(config)
@@ -48,7 +49,9 @@ def run(config: ConfigOption = None) -> None:
         _configure(found)
         return found
 
-    wait_for(Service(load, clock=SystemClock(), log=structlog.get_logger()).run(loaded))
+    with Notifier.from_environment() as notifier:
+        log = structlog.get_logger()
+        wait_for(Service(load, clock=SystemClock(), log=log, notifier=notifier).run(loaded))
 
 
 def _configure(loaded: Settings) -> None:
