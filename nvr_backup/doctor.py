@@ -21,13 +21,14 @@ import aiohttp
 from nvr_backup import report
 from nvr_backup.adapters import open_source, open_store
 from nvr_backup.clock import Clock
-from nvr_backup.database import FILE_NAME, CheckpointError
+from nvr_backup.database import FILE_NAME, REBUILD, CheckpointError
 from nvr_backup.errors import NvrBackupError
 from nvr_backup.model import Camera, Clip, Window
 from nvr_backup.planner import CLOCK_TOLERANCE
 from nvr_backup.ports import Capabilities, ClipSource
 from nvr_backup.redaction import redacted, visible
 from nvr_backup.settings import DirectoryStore, Settings
+from nvr_backup.unit import UNIT, Unit, installed, me
 
 RECENT: Final = (timedelta(days=1), timedelta(days=7))
 """How far back a camera's newest clip is looked for: first a day, then a week."""
@@ -57,8 +58,15 @@ class Finding:
     do: str = ""
 
 
-async def examine(settings: Settings, clock: Clock) -> AsyncIterator[Finding]:
-    """Every finding, as it is made. Raises only what is a bug."""
+async def examine(
+    settings: Settings, clock: Clock, *, asked_by: Sequence[str] | None = None
+) -> AsyncIterator[Finding]:
+    """Every finding, as it is made. Raises only what is a bug.
+
+    `asked_by` is the command that asks, where the configuration is that of the installed service.
+    """
+    if asked_by is not None and (unit := await asyncio.to_thread(installed)) is not None:
+        yield _service(unit, asked_by)
     for warning in settings.warnings:
         yield Finding("warn", "configuration", visible(redacted(warning)))
     for finding in await asyncio.to_thread(_disk, settings.state_dir):
@@ -76,6 +84,17 @@ async def examine(settings: Settings, clock: Clock) -> AsyncIterator[Finding]:
 def failed(part: str, error: NvrBackupError) -> Finding:
     """What an error means for the part that raised it."""
     return Finding("fail", part, visible(redacted(error.message)), visible(redacted(error.hint)))
+
+
+def _service(unit: Unit, asked_by: Sequence[str]) -> Finding:
+    if unit.ours():
+        return Finding("ok", "service", f"this looks as the service does ({unit.user})")
+    return Finding(
+        "warn",
+        "service",
+        f"{UNIT} runs as {unit.user}, this as {me()}: rights and credentials may differ",
+        f"To look as the service does: {unit.command(asked_by)}",
+    )
 
 
 # -- this machine ---------------------------------------------------------------------------------
@@ -119,7 +138,7 @@ async def _checkpoint(settings: Settings, now: datetime) -> AsyncIterator[Findin
             "fail",
             part,
             f"The database is damaged: {'; '.join(wrong)}",
-            report.DAMAGED,
+            REBUILD,
         )
         return
     stored = sum(account.stored for account in status.accounts)

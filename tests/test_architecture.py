@@ -20,16 +20,28 @@ PACKAGE = "nvr_backup"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({PACKAGE, "errors", "model", "clock", "redaction"}),
     frozenset(
-        {"chunks", "keys", "mp4", "metadata", "soundness", "database", "logs", "pulse", "notify"}
+        {
+            "chunks",
+            "keys",
+            "mp4",
+            "metadata",
+            "soundness",
+            "database",
+            "logs",
+            "journal",
+            "pulse",
+            "notify",
+        }
     ),
     frozenset({"ports", "planner"}),
     frozenset({"rows", "backlog"}),
-    frozenset({"transfer", "checkpoint", "connections", "report"}),
+    frozenset({"transfer", "checkpoint", "connections", "report", "snapshots", "found"}),
     frozenset({"pool", "scheduler", "survey"}),
     frozenset({"settings", "adapters"}),
+    frozenset({"matching", "rebuild"}),
     frozenset({"cycle"}),
     frozenset({"engine"}),
-    frozenset({"headline", "vitals"}),
+    frozenset({"headline", "vitals", "unit"}),
     frozenset({"service", "doctor", "demo"}),
     frozenset({"cli", "__main__"}),
 )

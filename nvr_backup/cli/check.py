@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
@@ -14,12 +15,14 @@ from nvr_backup.cli.terminal import console, print_json
 from nvr_backup.cli.words import local, number, short, size
 from nvr_backup.clock import SystemClock
 from nvr_backup.settings import (
+    DEFAULT_CONFIG,
     DirectoryStore,
     GcsStore,
     Schedule,
     ScryptedSource,
     Settings,
     StoreSettings,
+    find_config,
     format_duration,
     format_size,
 )
@@ -108,7 +111,8 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     \b
     Logs in, lists the cameras with their newest clips, asks what the store's key
     may do, compares clocks, looks at disk and checkpoint. Changes nothing, works
-    beside a running daemon. Exit code 0: nothing failed; 1: something did.
+    beside a running daemon. Under systemd it tells how to look as the service does.
+    Exit code 0: nothing failed; 1: something did.
 
     \b
     Examples:
@@ -116,14 +120,19 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
       nvr-backup doctor --json | jq '.[] | select(.level != "ok")'
     """
     from nvr_backup.doctor import Finding, examine  # noqa: PLC0415 - aiohttp and all adapters
+    from nvr_backup.unit import this_program  # noqa: PLC0415 - as above
 
     loaded = settings(config)
+    path = find_config(config, os.environ)
+    asked_by = None
+    if path == DEFAULT_CONFIG:
+        asked_by = [*this_program(), "doctor", "--config", str(path)]
     out = console()
     style = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
     async def look() -> list[Finding]:
         found = []
-        async for finding in examine(loaded, SystemClock()):
+        async for finding in examine(loaded, SystemClock(), asked_by=asked_by):
             found.append(finding)
             if not as_json:
                 out.print(f"{finding.level:4}", style=style[finding.level], end="  ")
