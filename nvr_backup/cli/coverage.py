@@ -83,7 +83,7 @@ def coverage(
       ?  not listed for good, and the recorder could not be asked
 
     \b
-    Exit code 0: all the recorder had is safe, or has waited for less than 2 hours;
+    Exit code 0: all the recorder had is safe, or has waited less than 2 hours;
     1: something is not; 69: a recorder could not be asked, all else is safe.
 
     \b
