@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
-from nvr_backup.database import LOCK_NAME, CheckpointError, Database, transaction
+from nvr_backup.database import LOCK_NAME, Database, transaction
 from nvr_backup.model import from_ms, to_ms
 from nvr_backup.rows import WATERMARKS, Tally, note_attempt
 
@@ -30,9 +30,9 @@ to look at, and cannot change because the clip is gone, must not hide the next t
 REASONS_SHOWN: Final = 5
 """Different reasons of overdue or set-aside clips that a status names; the rest is a number."""
 
-DAMAGED: Final = (
-    "Stop the daemon, keep a copy of the state folder, and put back the file from a backup of it."
-)
+PACE_OVER: Final = timedelta(minutes=15)
+PACE_ATTEMPTS: Final = 20_000
+"""The present pace is that of so long ago, and of so many attempts at most."""
 
 State = Literal["waiting", "stored", "set_aside"]
 T = TypeVar("T")
@@ -117,6 +117,15 @@ class Grounds:
 
 
 @dataclass(frozen=True, slots=True)
+class Pace:
+    """What was stored lately: clips, their bytes, and over how long."""
+
+    clips: int
+    size: int
+    over: timedelta
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The whole picture at one moment."""
 
@@ -125,28 +134,25 @@ class Status:
     overdue: tuple[Grounds, ...]
     set_aside: tuple[Grounds, ...]
     last_cycle: datetime | None
+    pace: Pace
 
 
 # -- getting at the database ----------------------------------------------------------------------
 
 
 async def ask(state_dir: Path, question: Callable[[sqlite3.Connection], T]) -> T:
-    """Ask one question, on one consistent view of the database; CheckpointError without one."""
+    """Ask one question, on one consistent view of the database.
+
+    CheckpointError when there is none, RebuildNeeded when it is damaged.
+    """
     with _opened(state_dir, writable=False) as database:
 
         def work(db: sqlite3.Connection) -> T:
+            db.execute("BEGIN")
             try:
-                db.execute("BEGIN")
-                try:
-                    return question(db)
-                finally:
-                    db.execute("ROLLBACK")
-            except sqlite3.OperationalError:
-                raise  # the Database has words for it
-            except sqlite3.DatabaseError as err:
-                raise CheckpointError(
-                    f"The checkpoint {database.path} is damaged: {err}.", hint=DAMAGED
-                ) from err
+                return question(db)
+            finally:
+                db.execute("ROLLBACK")
 
         return await database.run(work)
 
@@ -202,7 +208,21 @@ def status(db: sqlite3.Connection, *, now: datetime) -> Status:
         overdue=tuple(_grounds(db, "waiting", now, listed_before=now - OVERDUE)),
         set_aside=tuple(_grounds(db, "set_aside", now)),
         last_cycle=last_cycle(db),
+        pace=pace(db, now=now),
     )
+
+
+def pace(db: sqlite3.Connection, *, now: datetime) -> Pace:
+    """How fast clips are being stored, by the attempts of the last PACE_OVER."""
+    begin = to_ms(now - PACE_OVER)
+    clips_, size, first = db.execute(
+        "SELECT count(*), ifnull(sum(bytes), 0), min(at_ms - seconds * 1000) FROM attempt"
+        " WHERE id > (SELECT ifnull(max(id), 0) - ? FROM attempt)"
+        " AND at_ms BETWEEN ? AND ? AND outcome = 'stored'",
+        (PACE_ATTEMPTS, begin, to_ms(now)),
+    ).fetchone()
+    over = PACE_OVER if first is None else now - from_ms(round(max(first, begin)))
+    return Pace(clips_, size, max(over, timedelta(seconds=1)))
 
 
 def last_cycle(db: sqlite3.Connection) -> datetime | None:

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
+from rich.live import Live
+from rich.text import Text
 
 from nvr_backup import report
-from nvr_backup.cli.exits import Code
+from nvr_backup.cli.exits import Code, Misused
 from nvr_backup.cli.options import ConfigOption, JsonOption, Whereabouts, rule_of, whereabouts
 from nvr_backup.cli.terminal import console, print_json, print_table
 from nvr_backup.cli.words import ago, iso, local, number, short, size, span, zone
 from nvr_backup.clock import SystemClock
 from nvr_backup.planner import TAIL, WHOLE_EVERY
 from nvr_backup.report import Account, Copy, Status
+
+WATCH_SECONDS: Final = 2.0
 
 NAMED_AT_MOST: Final = 5
 """Cameras that a concern names; the rest is a number."""
@@ -166,7 +172,14 @@ class Picture:
         ]
 
 
-def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def status(
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Keep it live, until Ctrl-C; exit code 0."),
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """What is safe off-site, what is not, why, and what to do.
 
     \b
@@ -177,16 +190,16 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     \b
     Examples:
       nvr-backup status
+      nvr-backup status --watch
       nvr-backup status --json | jq '.cameras[] | {camera, safe_until}'
     """
     where = whereabouts(config)
-    now = SystemClock().now()
-    picture = Picture(
-        where=where,
-        status=asyncio.run(report.ask(where.state_dir, lambda db: report.status(db, now=now))),
-        process=report.engine_process(where.state_dir),
-        now=now,
-    )
+    if watch:
+        if as_json:
+            raise Misused("--watch is for people; call `status --json` as often as you like.")
+        _watch(where)
+        return
+    picture = _look(where)
     concerns = picture.concerns()
     behind = any(concern.behind for concern in concerns)
     if as_json:
@@ -195,6 +208,34 @@ def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         _show_status(console(), picture, concerns)
     if behind:
         raise typer.Exit(Code.NOT_ALL)
+
+
+def _look(where: Whereabouts) -> Picture:
+    now = SystemClock().now()
+    return Picture(
+        where=where,
+        status=asyncio.run(report.ask(where.state_dir, lambda db: report.status(db, now=now))),
+        process=report.engine_process(where.state_dir),
+        now=now,
+    )
+
+
+def _watch(where: Whereabouts) -> None:
+    """Show it again and again: in place on a terminal, one below the other in a pipe."""
+    out = console()
+    shown = Live(console=out, auto_refresh=False) if out.is_terminal else nullcontext()
+    with suppress(KeyboardInterrupt), shown as live:
+        while True:
+            picture = _look(where)
+            if live is None:
+                out.print(f"{local(picture.now)} ({zone(picture.now)})")
+                _show_status(out, picture, picture.concerns())
+                out.print()
+            else:
+                with out.capture() as drawn:
+                    _show_status(out, picture, picture.concerns())
+                live.update(Text.from_ansi(drawn.get()), refresh=True)
+            time.sleep(WATCH_SECONDS)
 
 
 def _show_status(out: Console, picture: Picture, concerns: Sequence[Concern]) -> None:
@@ -210,6 +251,7 @@ def _show_status(out: Console, picture: Picture, concerns: Sequence[Concern]) ->
     oldest = min((a.oldest_waiting for a in found.accounts if a.oldest_waiting), default=None)
     lag = "nothing waits" if oldest is None else f"the oldest began {ago(oldest, now)}"
     out.print(f"Backlog  {number(waiting, 'clip')} waiting; {lag}")
+    out.print(f"Pace     {_pace(picture, waiting)}")
     if found.accounts:
         out.print()
         _show_accounts(out, picture)
@@ -222,6 +264,20 @@ def _show_status(out: Console, picture: Picture, concerns: Sequence[Concern]) ->
         out.print("\nNeeds a person")
         for concern in concerns:
             out.print(f"  {short(concern.text, 500)}\n    {concern.do}")
+
+
+def _pace(picture: Picture, waiting: int) -> str:
+    """How fast it goes, and when the backlog will be empty if it goes on so."""
+    pace = picture.status.pace
+    if not pace.clips:
+        return f"nothing stored in the last {span(report.PACE_OVER)}"
+    seconds = pace.over.total_seconds()
+    text = (
+        f"{number(pace.clips, 'clip')} in {span(pace.over)}, {size(round(pace.size / seconds))}/s"
+    )
+    if waiting:
+        text += f"; the backlog is empty in about {span(waiting * pace.over / pace.clips)}"
+    return text
 
 
 def _show_accounts(out: Console, picture: Picture) -> None:
@@ -262,6 +318,11 @@ def _status_json(
         "oldest_waiting": iso(oldest),
         "lag_seconds": None if oldest is None else _seconds(oldest, picture.now),
         "set_aside": sum(account.set_aside for account in found.accounts),
+        "pace": {
+            "clips": found.pace.clips,
+            "bytes": found.pace.size,
+            "seconds": round(found.pace.over.total_seconds(), 1),
+        },
         "cameras": [
             {
                 "source": account.source,

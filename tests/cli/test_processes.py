@@ -69,7 +69,7 @@ def test_a_daemons_life(nvr: Nvr, tmp_path: Path) -> None:
         daemon.send(signal.SIGHUP)
         for key, old, new in (("log.level", "info", "debug"), ("transfer.workers", "2", "3")):
             changed = daemon.until("changed")
-            assert (changed["key"], changed["old"], changed["new"]) == (key, old, new)
+            assert (changed["setting"], changed["old"], changed["new"]) == (key, old, new)
         daemon.until("reloaded")
         daemon.send(signal.SIGUSR1)
         assert daemon.until("watermark")["level"] == "debug"
@@ -213,6 +213,21 @@ def test_once_interrupted_drains_and_says_so(nvr: Nvr, tmp_path: Path) -> None:
     nvr.order("release")
     assert finish("once", "--config", str(config)).returncode == 0
     assert set(footage(tmp_path / "footage").values()) == nvr.digests()
+
+
+def test_a_status_is_watched_in_place_and_in_a_pipe(nvr: Nvr, tmp_path: Path) -> None:
+    config = configuration(tmp_path, nvr)
+    assert finish("once", "--config", str(config)).returncode == 0
+    code, written = on_a_terminal(
+        "status", "--watch", "--config", str(config), interrupt_at=b"\x1b[2K"
+    )  # a line is erased: it was drawn a second time
+    assert code == 0
+    assert written.count(b"Backlog") >= 2
+    with running("status", "--watch", "--config", str(config), read="stdout") as watching:
+        while sum(line.startswith("Engine") for line in watching.lines) < 2:
+            watching.line()
+        watching.send(signal.SIGINT)
+        assert watching.end() == 0
 
 
 # -- demo and simulate ----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nvr_backup import report
-from tests.cli.kit import CONFIG, GARDEN, Desk
+from tests.cli.kit import CONFIG, GARDEN, TALLY, Desk
 
 
 def test_all_is_well_after_a_cycle_that_stored_everything(desk: Desk) -> None:
@@ -237,8 +237,9 @@ def test_a_damaged_checkpoint_is_no_traceback(desk: Desk) -> None:
     desk.cycle()
     (desk.state / "checkpoint.sqlite3").write_bytes(b"not a database" * 100)
     answer = desk("status")
-    assert answer.code == 74
-    assert "cannot be used" in answer.err
+    assert answer.code == 65
+    assert "damaged" in answer.err
+    assert "nvr-backup rebuild" in answer.err
 
 
 def test_it_needs_no_secret_and_no_flawless_configuration(desk: Desk) -> None:
@@ -272,3 +273,25 @@ class _engine_lock:  # noqa: N801 - used like a function
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def test_the_pace_tells_when_the_backlog_will_be_empty(desk: Desk) -> None:
+    desk.clip(6)
+    desk.clip(5)
+    desk.clip(4)
+    desk.clip(3)
+    assert "Pace     nothing stored in the last 15 min" in desk("status").out
+    desk.store()
+    desk.fail("the store is full")  # no pace comes of that
+    pace = desk("status", "--json").json["pace"]
+    assert (pace["clips"], pace["bytes"]) == (1, TALLY.received)
+    assert 12 * 60 <= pace["seconds"] < 13 * 60  # since that attempt began
+    line = next(line for line in desk("status").out.splitlines() if line.startswith("Pace"))
+    assert line.startswith("Pace     1 clip in 12 min, ")
+    assert line.endswith("; the backlog is empty in about 36 min")
+
+
+def test_watching_is_for_people(desk: Desk) -> None:
+    answer = desk("status", "--watch", "--json")
+    assert answer.code == 2
+    assert "--watch" in answer.err
