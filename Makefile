@@ -5,12 +5,13 @@
 #   make test  [ARGS=...]   the tests; ARGS go to pytest
 #   make check              what must pass before a commit: format, lint, types, tests
 #   make bench [ARGS=...]   what it costs, next to rclone, curl and Google's client (Linux)
+#   make systemd-matrix     the service on the systemd of Debian 11 and 13 (root, debootstrap, patchelf)
 #   make lock               resolve the dependencies anew (for developers)
 #
 # PYTHON=python3.13 chooses the interpreter; VENV=.venv-3.13 another place for its environment.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint bench lock clean
+.PHONY: help demo test check lint bench lock clean systemd-matrix
 .DELETE_ON_ERROR:
 SHELL := /bin/sh
 
@@ -25,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 INSTALL := $(PIP) install --no-build-isolation --use-pep517
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 11
 
 demo: $(VENV)/.project
 	$(BIN)/nvr-backup demo $(ARGS)
@@ -42,6 +43,9 @@ check: lint test
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+systemd-matrix: $(VENV)/.dev
+	PYTEST='$(BIN)/python -m pytest' tests/systemd/matrix.sh $(ARGS)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist

@@ -7,6 +7,10 @@ memory   peak RSS with a 10 GiB clip of unknown length, and with 4 large clips a
 folder   one large clip into a folder
 plan     a day of 20,000 clips against a checkpoint that holds a million
 idle     what the daemon costs while it has nothing to do
+limit    what passes under an upload limit (a quarter of an hour)
+manners  a recorder that bears two reads at once
+order    what the order of the backlog saves while the retention shrinks
+soak     an hour with a fault a minute: does anything grow? (only when it is asked for by name)
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmarks import idle, planning
+from benchmarks import idle, limit, manners, order, planning, soak
 from benchmarks.contenders import Contender, Curl, GoogleClient, NvrBackup, Rclone
 from benchmarks.measure import GIB, MB, ROOT, Cost, Failed, floor, median, run
 from benchmarks.rounds import Load, compare, gather
@@ -38,7 +42,8 @@ class Wish:
     rounds: int
     size: int
     clips: int
-    minutes: float
+    minutes: float | None
+    fault_every: float
     google_python: Path
 
     @property
@@ -127,7 +132,27 @@ def plan(wish: Wish) -> None:
 
 def idle_hour(wish: Wish) -> None:
     """The daemon at rest."""
-    print(idle.measure(wish.minutes))
+    print(idle.measure(wish.minutes or 5.0))
+
+
+def soak_hour(wish: Wish) -> None:
+    """The daemon in trouble."""
+    print(soak.measure(wish.minutes or 60.0, wish.fault_every))
+
+
+def upload_limit(_wish: Wish) -> None:
+    """The daemon under an upload limit, over real minutes."""
+    print(limit.measure(1.0))
+
+
+def danger_first(_wish: Wish) -> None:
+    """A simulation of orders."""
+    print(order.measure())
+
+
+def good_manners(_wish: Wish) -> None:
+    """A recorder that slows down when too much is read at once."""
+    print(manners.measure())
 
 
 WORKLOADS: Final[dict[str, Callable[[Wish], None]]] = {
@@ -138,7 +163,12 @@ WORKLOADS: Final[dict[str, Callable[[Wish], None]]] = {
     "folder": folder,
     "plan": plan,
     "idle": idle_hour,
+    "limit": upload_limit,
+    "manners": good_manners,
+    "order": danger_first,
+    "soak": soak_hour,
 }
+ONLY_BY_NAME: Final = frozenset({"soak"})
 
 
 def _compare(load: Load, contenders: list[Contender], rounds: int) -> None:
@@ -168,7 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=3, help="how often, interleaved (default: %(default)s)")
     add("--size", type=_bytes, default=4 * GIB, help="of the large clip (default: 4G)")
     add("--clips", type=int, default=SMALL_CLIPS, help="how many small ones (default: %(default)s)")
-    add("--minutes", type=float, default=5.0, help="of rest to measure (default: %(default)s)")
+    add("--minutes", type=float, help="of rest (default: 5), or of the soak (default: 60)")
+    add("--fault-every", type=float, default=60.0, metavar="SECONDS", help="soak (default: 60)")
     add(
         "--google-python",
         type=Path,
@@ -189,10 +220,12 @@ def main() -> None:
         parser.error(f"no workload {', '.join(sorted(unknown))}")
     if told.clips % CAMERAS:
         parser.error(f"--clips must be a multiple of {CAMERAS}: so many cameras share them")
-    wish = Wish(told.rounds, told.size, told.clips, told.minutes, told.google_python)
+    wish = Wish(
+        told.rounds, told.size, told.clips, told.minutes, told.fault_every, told.google_python
+    )
     print(f"Peak RSS below {floor() / MB:.0f} MB cannot be told from the benchmark's own.")
     for name, measure in WORKLOADS.items():
-        if name in wanted or "all" in wanted:
+        if name in wanted or ("all" in wanted and name not in ONLY_BY_NAME):
             print(f"\n# {name}", flush=True)
             try:
                 measure(wish)

@@ -1,13 +1,16 @@
 """The command line with a count of its tasks: `python -m benchmarks.soak_runner FILE run …`.
 
-The daemon itself is not changed: beside `Service.run` one more task writes, every few seconds, how
-many tasks there are (itself left out) to FILE. Nothing else is watched from within.
+The daemon itself is not changed: beside `Service.run` one more task writes, every few seconds, what
+tasks there are (itself left out) to FILE, as JSON. Nothing else is watched from within.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +21,22 @@ from nvr_backup.settings import Settings
 EVERY_SECONDS: Final = 5.0
 
 
+def _names() -> Counter[str]:
+    """How many tasks of each name; those without a name by their coroutine."""
+    found: Counter[str] = Counter()
+    for one in asyncio.all_tasks() - {asyncio.current_task()}:
+        name = one.get_name()
+        if name.startswith("Task-"):
+            name = getattr(one.get_coro(), "__qualname__", "?")
+        found[re.sub(r"\d+", "#", name)] += 1
+    return found
+
+
 async def _count(file: Path) -> None:
+    written = file.with_suffix(".new")
     while True:
-        file.write_text(str(len(asyncio.all_tasks()) - 1), "utf-8")
+        written.write_text(json.dumps(_names()), "utf-8")
+        written.rename(file)
         await asyncio.sleep(EVERY_SECONDS)
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import assert_never
 
 from nvr_backup.clock import Clock
-from nvr_backup.ports import ClipSource, ClipStore
+from nvr_backup.ports import Allow, ClipSource, ClipStore
 from nvr_backup.settings import DirectoryStore, GcsStore, SourceSettings, StoreSettings
 from nvr_backup.sources import scrypted
 from nvr_backup.stores import directory, gcs
@@ -35,11 +35,18 @@ def open_source(
 
 
 def open_store(
-    name: str, settings: StoreSettings, clock: Clock, *, chunk_size: int, used_before: bool
+    name: str,
+    settings: StoreSettings,
+    clock: Clock,
+    *,
+    chunk_size: int,
+    used_before: bool,
+    allow: Allow | None = None,
 ) -> AbstractAsyncContextManager[ClipStore]:
     """The store's adapter, to be entered; does not fail because the store is down.
 
     `chunk_size` in bytes; `used_before` says that the checkpoint knows objects in this store.
+    `allow` limits what leaves over the uplink: a folder, on a disk or a share, is not behind it.
     """
     match settings:
         case GcsStore():
@@ -53,6 +60,7 @@ def open_store(
                     chunk_size=chunk_size,
                 ),
                 clock,
+                allow=allow,
             )
         case DirectoryStore():
             return directory.open_store(

@@ -17,22 +17,38 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, Self
 
-from nvr_backup.database import FILE_NAME, CheckpointError, Database, EngineLock, transaction
+from nvr_backup.backlog import (
+    Wanted,
+    add,
+    begin_reaches,
+    known_clips,
+    latest_start,
+    most_wanted,
+    next_due,
+    rename,
+)
+from nvr_backup.database import (
+    FILE_NAME,
+    CheckpointError,
+    Database,
+    EngineLock,
+    open_checked,
+    transaction,
+)
+from nvr_backup.lives import Lives
 from nvr_backup.model import Camera, StoredObject, UploadState, from_ms, to_ms
-from nvr_backup.planner import Addition, KnownClip, Plan, Reach, Rules, first_reach
+from nvr_backup.planner import Addition, KnownClip, Plan, Rules
 from nvr_backup.rows import (
     WATERMARKS,
     Claim,
     Keys,
+    Reaches,
     Tally,
-    camera_row,
-    clip_row,
-    first_use,
-    insert_copy,
     note_attempt,
     read_claim,
     read_reach,
-    write_reach,
+    write_reaches,
+    write_upload,
 )
 
 BATCH: Final = 2000
@@ -40,9 +56,6 @@ BATCH: Final = 2000
 
 NO_OPENING: Final = 0
 """Stands for an opening where there is none (`peek`): SQLite begins at 1."""
-
-_UNBELIEVABLE_MS: Final = 12 * 3600 * 1000
-"""A copy put off for longer than this was put off under a wrong clock: it is due."""
 
 
 class Checkpoint:
@@ -52,13 +65,15 @@ class Checkpoint:
         self._database = database
         self._lock = lock
         self._opening = opening
+        self.lives = Lives(database)
 
     @classmethod
     async def open(cls, state_dir: Path, *, now: datetime) -> Self:
         """Open, creating or migrating the database, as its only engine.
 
-        Raises EngineRunningError beside another engine, CheckpointError when the file cannot be
-        used, ConfigError when it belongs to a newer program.
+        Every page of it is looked at first. Raises EngineRunningError beside another engine,
+        RebuildNeeded when the file is damaged or lost, CheckpointError when it cannot be used,
+        ConfigError when it belongs to a newer program.
         """
         lock = EngineLock(state_dir)
         try:
@@ -70,7 +85,7 @@ class Checkpoint:
                 hint="Set `state_dir` to a folder that the user of the service may write.",
             ) from err
         try:
-            database = Database(state_dir)
+            database = await open_checked(state_dir)
         except BaseException:
             lock.release()
             raise
@@ -78,8 +93,7 @@ class Checkpoint:
         def begin(db: sqlite3.Connection) -> int:
             with transaction(db, durable=True):
                 row = db.execute("INSERT INTO opening (opened_ms) VALUES (?)", (to_ms(now),))
-            assert row.lastrowid is not None  # noqa: S101 - an INSERT has one
-            return row.lastrowid
+            return int(row.lastrowid or 0)  # an INSERT has one
 
         try:
             return cls(database, lock, await database.run(begin))
@@ -104,6 +118,11 @@ class Checkpoint:
             if not (state_dir / FILE_NAME).exists():
                 return Database(None)
         return Database(state_dir, writable=False)
+
+    @property
+    def database(self) -> Database:
+        """For what is none of the queue's business (the audit)."""
+        return self._database
 
     def close(self) -> None:
         """Finish what was begun, close the file, release the lock."""
@@ -132,63 +151,25 @@ class Checkpoint:
     async def begin_reaches(
         self, cameras: Collection[Camera], stores: Collection[str], *, rules: Rules, now: datetime
     ) -> None:
-        """Fix where the listings of new cameras begin.
-
-        The first cameras that a source ever shows begin a backfill before the source was
-        configured, however long it took to reach it; later ones a backfill before now.
-        """
+        """Fix where the listings of new cameras begin (see `backlog.begin_reaches`)."""
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=False):
-                for store in stores:
-                    new = [camera for camera in cameras if store not in read_reach(db, camera)]
-                    for source in {camera.source for camera in new}:
-                        since = min(first_use(db, source, store, now), now)
-                        for camera in new:
-                            if camera.source == source:
-                                reach = first_reach(rules, since)
-                                write_reach(db, camera_row(db, camera), store, reach)
+                begin_reaches(db, cameras, stores, rules=rules, now=now)
 
         await self._database.run_durably(work)
 
-    async def reaches(self, camera: Camera) -> Mapping[str, Reach]:
+    async def reaches(self, camera: Camera) -> Reaches:
         """How far the camera's listings have come, by store."""
         return await self._database.run(lambda db: read_reach(db, camera))
 
     async def latest_start(self, camera: Camera) -> datetime | None:
         """The start of the latest clip of the camera on record."""
-        sql = (
-            "SELECT max(start_ms) FROM clip WHERE camera ="
-            " (SELECT id FROM camera WHERE source = ? AND source_id = ?)"
-        )
-        row = await self._database.run(
-            lambda db: db.execute(sql, (camera.source, camera.id)).fetchone()
-        )
-        return None if row[0] is None else from_ms(row[0])
+        return await self._database.run(lambda db: latest_start(db, camera))
 
     async def known(self, camera: Camera, first: datetime, last: datetime) -> list[KnownClip]:
         """Clips of the camera on record whose start lies in [first, last]."""
-        sql = (
-            "SELECT clip.id, clip.source_id, clip.start_ms, clip.end_ms, group_concat(store, ' ')"
-            " FROM clip LEFT JOIN copy ON copy.clip = clip.id"
-            " WHERE clip.camera = (SELECT id FROM camera WHERE source = ? AND source_id = ?)"
-            " AND clip.start_ms BETWEEN ? AND ? GROUP BY clip.id"
-        )
-        rows = await self._database.run(
-            lambda db: db.execute(
-                sql, (camera.source, camera.id, to_ms(first), to_ms(last))
-            ).fetchall()
-        )
-        return [
-            KnownClip(
-                row=row,
-                id=source_id,
-                start=from_ms(start),
-                end=None if end is None else from_ms(end),
-                stores=frozenset((stores or "").split()),
-            )
-            for row, source_id, start, end, stores in rows
-        ]
+        return await self._database.run(lambda db: known_clips(db, camera, first, last))
 
     async def apply(self, camera: Camera, plan: Plan, *, keys: Keys, now: datetime) -> int:
         """Put a plan's clips into the backlog; returns the copies added.
@@ -198,12 +179,8 @@ class Checkpoint:
 
         def work(db: sqlite3.Connection, part: Sequence[Addition]) -> int:
             with transaction(db, durable=False):
-                row = camera_row(db, camera)
-                for new in plan.new_ids:
-                    db.execute(
-                        "UPDATE OR IGNORE clip SET source_id = ? WHERE id = ?", (new.id, new.row)
-                    )
-                return sum(self._add(db, row, addition, keys, now) for addition in part)
+                rename(db, plan.new_ids)
+                return add(db, camera, part, keys=keys, now=now, opening=self._opening)
 
         added = 0
         for start in range(0, max(1, len(plan.additions)), BATCH):
@@ -211,50 +188,24 @@ class Checkpoint:
             added += await self._database.run_durably(lambda db, part=part: work(db, part))  # type: ignore[misc]
         return added
 
-    def _add(
-        self, db: sqlite3.Connection, camera: int, addition: Addition, keys: Keys, now: datetime
-    ) -> int:
-        clip = addition.clip
-        row = clip_row(db, camera, clip, now)
-        moved: set[str] = set()
-        if addition.instead_of is not None:
-            # Copies that nobody has begun, or that were given up, become the longer version.
-            moved = {
-                store
-                for (store,) in db.execute(
-                    "UPDATE copy SET clip = ?1, state = 'waiting', attempts = 0, same_reason = 0,"
-                    " not_before_ms = 0, reason = NULL, finished_ms = NULL"
-                    " WHERE clip = ?2 AND state != 'stored' AND claim IS NOT ?3"
-                    " AND id NOT IN (SELECT copy FROM upload)"
-                    " AND store NOT IN (SELECT store FROM copy WHERE clip = ?1) RETURNING store",
-                    (row, addition.instead_of, self._opening),
-                )
-            }
-            db.execute(
-                "DELETE FROM clip WHERE id = ?1 AND NOT EXISTS"
-                " (SELECT 1 FROM copy WHERE clip = ?1)",
-                (addition.instead_of,),
-            )
-        for store in sorted(addition.stores - moved):
-            insert_copy(db, row, camera=camera, clip=clip, store=store, keys=keys)
-        return len(addition.stores)
+    async def advance(
+        self, camera: Camera, reaches: Reaches, *, before: Reaches | None = None
+    ) -> None:
+        """Record how far the camera has been listed. Only after `apply` of what was listed.
 
-    async def advance(self, camera: Camera, reaches: Mapping[str, Reach]) -> None:
-        """Record how far the camera has been listed. Only after `apply` of what was listed."""
+        What is not as it was `before` was put back meanwhile (`verify --fix`), and stays.
+        """
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=False):
-                row = camera_row(db, camera)
-                for store, reach in reaches.items():
-                    write_reach(db, row, store, reach)
+                write_reaches(db, camera, reaches, before)
 
         await self._database.run_durably(work)
 
     async def last_cycle(self) -> datetime | None:
         """When the latest cycle began."""
-        row = await self._database.run(
-            lambda db: db.execute("SELECT value FROM meta WHERE name = 'last_cycle_ms'").fetchone()
-        )
+        sql = "SELECT value FROM meta WHERE name = 'last_cycle_ms'"
+        row = await self._database.run(lambda db: db.execute(sql).fetchone())
         return None if row is None else from_ms(int(row[0]))
 
     async def record_cycle(self, started: datetime) -> None:
@@ -262,11 +213,8 @@ class Checkpoint:
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=False):
-                db.execute(
-                    "INSERT INTO meta VALUES ('last_cycle_ms', ?1)"
-                    " ON CONFLICT (name) DO UPDATE SET value = ?1",
-                    (str(to_ms(started)),),
-                )
+                said = (str(to_ms(started)),)
+                db.execute("INSERT OR REPLACE INTO meta VALUES ('last_cycle_ms', ?)", said)
 
         await self._database.run(work)
 
@@ -282,7 +230,7 @@ class Checkpoint:
         due: datetime | None,
         skip: Collection[int] = (),
     ) -> Claim | None:
-        """Claim the oldest due copy of the camera with the fewest claims; None if there is none.
+        """Claim the due copy that has least time left (see `most_wanted`); None if there is none.
 
         Only copies from `sources` to `stores` of the `cameras` wanted count. `busy` tells how many
         claims each (source, camera id) has now. `due` is the moment to compare `not_before` with;
@@ -291,53 +239,19 @@ class Checkpoint:
         """
 
         def work(db: sqlite3.Connection) -> Claim | None:
-            due_ms = to_ms(due) if due is not None else 1 << 62
-            best: tuple[int, int, int] | None = None
-            rows = db.execute("SELECT id, source, source_id, name FROM camera").fetchall()
-            for camera, source, source_id, name in rows:
-                if source not in sources or not cameras(Camera(source, source_id, name)):
-                    continue
-                load = busy.get((source, source_id), 0)
-                if best is not None and load > best[0]:
-                    continue
-                for store in stores:
-                    oldest = self._oldest(db, store, camera, due_ms, skip)
-                    if oldest is not None and (best is None or (load, *oldest) < best):
-                        best = (load, *oldest)
+            wanted = Wanted(sources, stores, cameras, busy, due, skip)
+            best = most_wanted(db, wanted, opening=self._opening)
             if best is None:
                 return None
             with transaction(db, durable=False):
-                db.execute("UPDATE copy SET claim = ? WHERE id = ?", (self._opening, best[2]))
-            return read_claim(db, best[2])
+                db.execute("UPDATE copy SET claim = ? WHERE id = ?", (self._opening, best))
+            return read_claim(db, best)
 
         return await self._database.run(work)
 
-    def _oldest(
-        self, db: sqlite3.Connection, store: str, camera: int, due_ms: int, skip: Collection[int]
-    ) -> tuple[int, int] | None:
-        """(start_ms, copy) of the oldest free copy."""
-        for copy, start in db.execute(
-            "SELECT id, start_ms FROM copy WHERE state = 'waiting' AND store = ?1 AND camera = ?2"
-            " AND (not_before_ms <= ?3 OR not_before_ms > ?3 + ?4) AND claim IS NOT ?5"
-            " ORDER BY start_ms, id",
-            (store, camera, due_ms, _UNBELIEVABLE_MS, self._opening),
-        ):
-            if copy not in skip:
-                return start, copy
-        return None
-
     async def next_due(self, stores: Collection[str], now: datetime) -> datetime | None:
         """The earliest `not_before` after `now` of a waiting copy for `stores`."""
-        sql = (
-            "SELECT not_before_ms FROM copy WHERE state = 'waiting' AND store = ?"
-            " AND not_before_ms > ? ORDER BY not_before_ms LIMIT 1"
-        )
-
-        def work(db: sqlite3.Connection) -> list[int]:
-            rows = (db.execute(sql, (store, to_ms(now))).fetchone() for store in stores)
-            return [row[0] for row in rows if row is not None]
-
-        return min(map(from_ms, await self._database.run(work)), default=None)
+        return await self._database.run(lambda db: next_due(db, stores, now))
 
     async def save_upload(self, copy: int, state: UploadState) -> None:
         """Remember how far an upload is.
@@ -349,21 +263,7 @@ class Checkpoint:
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=False):
-                db.execute(
-                    "INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        copy,
-                        state.session,
-                        state.key,
-                        state.content_type,
-                        to_ms(state.created_at),
-                        state.offset,
-                        state.crc32c,
-                        state.inspection,
-                        state.total,
-                        state.total_crc32c,
-                    ),
-                )
+                write_upload(db, copy, state)
 
         await (self._database.run_durably(work) if durable else self._database.run(work))
 
@@ -383,11 +283,9 @@ class Checkpoint:
             with transaction(db, durable=False):
                 db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
                 for key in keys:
-                    try:
-                        db.execute("UPDATE copy SET object_key = ? WHERE id = ?", (key, copy))
-                    except sqlite3.IntegrityError:
-                        continue
-                    return key
+                    sql = "UPDATE OR IGNORE copy SET object_key = ?, replaces = NULL WHERE id = ?"
+                    if db.execute(sql, (key, copy)).rowcount:
+                        return key
             return None
 
         return await self._database.run_durably(work)
@@ -403,8 +301,8 @@ class Checkpoint:
             with transaction(db, durable=False):
                 db.execute(
                     "UPDATE copy SET state = 'stored', claim = NULL, reason = NULL, object_key = ?,"
-                    " finished_ms = ?, size = ?, crc32c = ?, generation = ?, verified = ?"
-                    " WHERE id = ?",
+                    " finished_ms = ?, size = ?, crc32c = ?, generation = ?, verified = ?,"
+                    " replaces = NULL, proven_ms = NULL WHERE id = ?",
                     (
                         stored.key,
                         to_ms(now),
@@ -416,6 +314,7 @@ class Checkpoint:
                     ),
                 )
                 db.execute("DELETE FROM upload WHERE copy = ?", (copy,))
+                db.execute("DELETE FROM finding WHERE copy = ?", (copy,))
                 db.execute(
                     "INSERT OR IGNORE INTO meta"
                     " SELECT 'stored in ' || store, '1' FROM copy WHERE id = ?",
@@ -492,9 +391,8 @@ class Checkpoint:
 
     async def has_stored(self, store: str) -> bool:
         """Whether any clip was ever stored there."""
-        name = f"stored in {store}"
-        sql = "SELECT 1 FROM meta WHERE name = ?"
-        return await self._database.run(lambda db: db.execute(sql, (name,)).fetchone()) is not None
+        sql = "SELECT 1 FROM meta WHERE name = 'stored in ' || ?"
+        return await self._database.run(lambda db: db.execute(sql, (store,)).fetchone()) is not None
 
     async def watermarks(self) -> dict[tuple[str, str, str], datetime]:
         """By (source, camera id, store): everything that ended before it is accounted for."""

@@ -47,7 +47,8 @@ class Connection(Generic[A]):
         self._open_adapter = open_adapter
         self._probe = probe
         self._clock = clock
-        self._log = log
+        kind, _, name = part.partition(".")
+        self._log = log.bind(**{kind.removesuffix("s"): name})  # source=…, or store=…
         self._changed = changed
         self.ready = not probe_first  # work may be given to it: its first probe has ended
         self._adapter: asyncio.Future[A] = asyncio.get_running_loop().create_future()

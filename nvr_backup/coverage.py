@@ -41,7 +41,9 @@ class State(IntEnum):
     UNPLANNED = 5
     """The source has it and the checkpoint does not: older than the backfill, or missed."""
     SET_ASIDE = 6
-    LOST = 7
+    WRONG = 7
+    """Stored, but a verification found the object missing or another one."""
+    LOST = 8
     """Gone at the source before it was stored."""
 
 
@@ -69,11 +71,12 @@ class Known:
 class Record:
     """What the checkpoint knows of a pair.
 
-    `listed`: where its latest listing without a failure ended. `proven`: nothing before it is
-    listed again.
+    `begin`: what ended earlier is not wanted. `listed`: where its latest listing without a failure
+    ended. `proven`: nothing before it is listed again.
     """
 
     pair: Pair
+    begin: datetime
     proven: datetime
     listed: datetime
     clips: Sequence[Known]
@@ -147,31 +150,35 @@ def records(
     Of the versions of a clip that grew only the longest counts. `cameras` are rows; None is all.
     """
     found: dict[Pair, dict[datetime, Known]] = {}
-    reached: dict[Pair, tuple[datetime, datetime]] = {}
+    reached: dict[Pair, tuple[datetime, datetime, datetime]] = {}
     rows = db.execute(
-        "SELECT camera.id, source, camera.source_id, name, reach.store, proven_ms, listed_until_ms"
+        "SELECT camera.id, source, camera.source_id, name, reach.store, begin_ms, reach.proven_ms,"
+        " listed_until_ms"
         " FROM reach JOIN camera ON camera.id = reach.camera"
     ).fetchall()
     pairs = {}
-    for row, source, camera_id, name, store, proven, listed in rows:
+    for row, source, camera_id, name, store, *times in rows:
         if cameras is None or row in cameras:
             pair = pairs[row, store] = Pair(source, camera_id, name, store)
-            reached[pair] = (from_ms(proven), from_ms(listed))
+            first, proven, listed = map(from_ms, times)
+            reached[pair] = (first, proven, listed)
             found[pair] = {}
     sql = (
-        "SELECT copy.camera, copy.store, clip.start_ms, clip.end_ms, state, reason, verified, size"
+        "SELECT copy.camera, copy.store, clip.start_ms, clip.end_ms, state, reason, verified, size,"
+        " EXISTS (SELECT 1 FROM finding WHERE finding.copy = copy.id)"
         " FROM copy JOIN clip ON clip.id = copy.clip"
-        " WHERE copy.start_ms < ? AND ifnull(clip.end_ms, clip.start_ms) >= ?"
+        " WHERE copy.start_ms < ? AND ifnull(clip.end_ms, clip.start_ms + ?) >= ?"
         " ORDER BY ifnull(clip.end_ms, clip.start_ms)"
     )
-    for row, store, start_ms, end_ms, state, reason, verified, size in db.execute(
-        sql, (to_ms(end), to_ms(begin))
+    for row, store, start_ms, end_ms, state, reason, verified, size, wrong in db.execute(
+        sql, (to_ms(end), ENDLESS // _INSTANT, to_ms(begin))
     ):
         if (row, store) not in pairs:
             continue
         start = from_ms(start_ms)
         stop = start + ENDLESS if end_ms is None else from_ms(end_ms)
-        known = Known(start, stop, _state(state, reason, verified), size or 0)
+        judged = State.WRONG if wrong else _state(state, reason, verified)
+        known = Known(start, stop, judged, size or 0)
         found[pairs[row, store]][start] = known
     return [Record(pair, *reached[pair], list(clips.values())) for pair, clips in found.items()]
 
@@ -184,6 +191,26 @@ def _state(state: str, reason: str | None, verified: int | None) -> State:
             return State.WAITING
         case _:
             return State.LOST if is_lost(reason) else State.SET_ASIDE
+
+
+def unplanned(record: Record, listed: Iterable[Clip], *, settled: datetime) -> list[Clip]:
+    """What the source lists of a pair and is wanted, was listed for good, and is not on record."""
+    return [
+        clip
+        for clip in _unknown(record, listed, settled)
+        if record.begin < _end(clip) <= record.proven
+    ]
+
+
+def _unknown(record: Record, listed: Iterable[Clip], settled: datetime) -> Iterator[Clip]:
+    starts = {clip.start for clip in record.clips}
+    for clip in listed:
+        if clip.start not in starts and _end(clip) <= settled:
+            yield clip
+
+
+def _end(clip: Clip) -> datetime:
+    return clip.end or clip.start + ENDLESS
 
 
 def judge(
@@ -203,13 +230,14 @@ def judge(
     begins = [cell.start for cell in cells]
     totals: dict[State, int] = {}
     clips = list(record.clips)
-    starts = {clip.start for clip in clips}
-    for clip in listed or ():
-        stop = clip.end or clip.start + ENDLESS
-        if clip.start in starts or stop > settled:
-            continue
-        new = stop > record.proven
-        clips.append(Known(clip.start, stop, State.WAITING if new else State.UNPLANNED))
+    clips += [
+        Known(
+            clip.start,
+            _end(clip),
+            State.WAITING if _end(clip) > record.proven else State.UNPLANNED,
+        )
+        for clip in _unknown(record, listed or (), settled)
+    ]
     for known in clips:
         totals[known.state] = totals.get(known.state, 0) + 1
         stop = max(known.end, known.start + _INSTANT)

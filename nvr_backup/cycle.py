@@ -17,6 +17,7 @@ from nvr_backup.clock import Clock
 from nvr_backup.connections import Connection
 from nvr_backup.errors import Blocked, Transient
 from nvr_backup.logs import Troubles
+from nvr_backup.lookout import Lookout, judge, look_at
 from nvr_backup.model import Camera, Clip
 from nvr_backup.planner import Rules
 from nvr_backup.ports import ClipSource
@@ -33,11 +34,12 @@ def every_camera(_camera: Camera) -> bool:
 class Cycle:
     """What one cycle's listing found.
 
-    `failures` are (part or camera, reason), `missed` the sources that could not be listed, in this
-    cycle or an earlier one.
+    `whole`: all that is wanted was listed. `failures` are (part or camera, reason), `missed` the
+    sources that could not be listed, in this cycle or an earlier one.
     """
 
     started: datetime
+    whole: bool = False
     cameras: list[Camera] = field(default_factory=list)
     listed: int = 0
     planned: int = 0
@@ -49,13 +51,14 @@ class Cycle:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to list: `since` asks for another stretch than usual."""
+    """What to list: `since` asks for another stretch than usual, `whole` for all that is wanted."""
 
     rules: Rules
     keys: Keys
     since: datetime | None
     wanted: Callable[[Camera], bool]
     dry_run: bool
+    whole: bool = False
 
 
 class Listing:
@@ -112,8 +115,9 @@ class Listing:
                 await survey.begin(there, now=self._clock.now())
                 cameras = [camera for camera in there if request.wanted(camera)]
                 cycle.cameras += cameras
+                lookout = Lookout(source, self._checkpoint, self._step)
                 for camera in cameras:
-                    await self._camera(survey, camera)
+                    await self._camera(survey, lookout, camera)
             except Blocked as err:
                 cycle.missed.add(name)
                 connection.block(err)
@@ -123,6 +127,7 @@ class Listing:
                     connection.part,
                     self._log,
                     "source not listed",
+                    source=name,
                     part=connection.part,
                     reason=err.message,
                     hint=err.hint,
@@ -131,16 +136,28 @@ class Listing:
             else:
                 cycle.missed.discard(name)
                 connection.worked()
+                if not request.dry_run:
+                    now = self._clock.now()
+                    await judge(self._checkpoint, now, troubles=self._troubles, log=self._log)
                 self._troubles.recovered(
-                    connection.part, self._log, "source listed again", part=connection.part
+                    connection.part,
+                    self._log,
+                    "source listed again",
+                    source=name,
+                    part=connection.part,
                 )
 
-    async def _camera(self, survey: Survey, camera: Camera) -> None:
+    async def _camera(self, survey: Survey, lookout: Lookout, camera: Camera) -> None:
         cycle = self.cycle
         log = self._log.bind(source=camera.source, camera=camera.name)
         trouble = f"{camera.source}/{camera.id}"
         try:
-            found = await survey.camera(camera, now=self._clock.now(), since=self._request.since)
+            found = await survey.camera(
+                camera,
+                now=self._clock.now(),
+                since=self._request.since,
+                whole=self._request.whole,
+            )
         except Transient as err:
             self._troubles.failed(
                 trouble, log, "camera not listed", reason=err.message, hint=err.hint
@@ -148,9 +165,11 @@ class Listing:
             cycle.failures.append((f"camera {camera.name}", str(err)))
             return
         self._troubles.recovered(trouble, log, "camera listed again")
+        if not self._request.dry_run:
+            await look_at(lookout, camera, self._clock.now(), log)
         cycle.listed += found.listed
         cycle.planned += found.planned
-        cycle.ahead += found.ahead
+        cycle.ahead += found.ahead or 0
         cycle.additions += found.additions
         if found.ahead:
             self._troubles.failed(
@@ -160,7 +179,7 @@ class Listing:
                 clips=found.ahead,
                 hint="Compare the clocks of the recorder and of this machine (NTP).",
             )
-        else:
+        elif found.ahead is not None:
             self._troubles.recovered(f"{trouble}/ahead", log, "clocks agree again")
         if found.planned:
             self._found()

@@ -18,6 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, TypeVar
 
+from nvr_backup import soundness
 from nvr_backup.errors import ConfigError, NvrBackupError
 
 FILE_NAME: Final = "checkpoint.sqlite3"
@@ -27,9 +28,6 @@ IN_MEMORY: Final = Path(":memory:")
 MIGRATIONS: Final[tuple[str, ...]] = ("schema.sql",)
 """Scripts in order: the database's `user_version` says how many of them it has seen."""
 
-BUSY_SECONDS: Final = 15.0
-"""How long one writer waits for another process's (`retry` beside a running daemon)."""
-
 T = TypeVar("T")
 
 
@@ -37,8 +35,32 @@ class CheckpointError(NvrBackupError):
     """The checkpoint cannot be read or written; nothing can be carried safely without it."""
 
 
+REBUILD: Final = (
+    "Nothing was changed. Run `nvr-backup rebuild` (with the same --config): it makes a new one "
+    "from what the stores hold, uploads nothing, and keeps the old file aside."
+)
+
+
+class RebuildNeeded(CheckpointError):
+    """The checkpoint is damaged or lost: it stays as it is until `nvr-backup rebuild` is run."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"The checkpoint {path} is {what}.", hint=REBUILD)
+
+
 class EngineRunningError(NvrBackupError):
     """Another engine (`run` or `once`) works on this state folder (exit 75)."""
+
+
+def hand_over(path: Path) -> None:
+    """What root made (`sudo nvr-backup …`) belongs to the owner of the folder that it is in.
+
+    The service of another user could not open it otherwise; SQLite does so with its own files.
+    """
+    if os.geteuid() == 0:
+        folder = path.parent.stat()
+        with suppress(PermissionError):  # root without that right: a container, a share
+            os.chown(path, folder.st_uid, folder.st_gid)
 
 
 class EngineLock:
@@ -62,6 +84,7 @@ class EngineLock:
                 "`systemctl kill -s SIGUSR1 nvr-backup`, or `kill -USR1 "
                 f"{holder or 'PID'}`. To see what it does: `nvr-backup status`.",
             ) from err
+        hand_over(self._path)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         self._file = descriptor
@@ -77,22 +100,29 @@ class Database:
     """One connection, used only from one thread of its own.
 
     `writable=False` serves the commands that look while a daemon works. Without a state folder the
-    database is empty, in memory, and gone when it is closed.
+    database is empty, in memory, and gone when it is closed. Raises RebuildNeeded for a file that
+    is lost or evidently damaged; with `check` every page of it is looked at first.
     """
 
-    def __init__(self, state_dir: Path | None, *, writable: bool = True) -> None:
+    def __init__(
+        self, state_dir: Path | None, *, writable: bool = True, check: bool = False
+    ) -> None:
         self.path = IN_MEMORY if state_dir is None else state_dir / FILE_NAME
         self._closed = False
         self._log = _WriteAheadLog(self.path)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         try:
-            self._connection = self._executor.submit(self._open, writable).result()
+            self._connection = self._executor.submit(self._open, writable, check).result()
         except BaseException:
             self._executor.shutdown()
             raise
 
-    def _open(self, writable: bool) -> sqlite3.Connection:
+    def _open(self, writable: bool, check: bool) -> sqlite3.Connection:
         try:
+            if self.path is not IN_MEMORY and (what := soundness.lost(self.path)) is not None:
+                raise RebuildNeeded(self.path, what)
+            if check and self.path.exists():
+                self._refuse(soundness.examine(self.path, MIGRATIONS))
             if not writable and not self.path.exists():
                 raise CheckpointError(
                     f"There is no checkpoint at {self.path} yet.",
@@ -102,10 +132,16 @@ class Database:
             if writable and self.path is not IN_MEMORY:
                 # SQLite would create it with the umask's mode, and so its journal.
                 os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                hand_over(self.path)
             connection = sqlite3.connect(
-                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+                self.path,
+                timeout=soundness.BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
             )
-        except (OSError, sqlite3.Error) as err:
+        except (OSError, *soundness.SQLITE_ERRORS) as err:
+            if soundness.is_damage(err):
+                raise RebuildNeeded(self.path, f"damaged: {err}") from err
             raise CheckpointError(
                 f"The checkpoint {self.path} cannot be opened: {err}.",
                 hint="Its folder (state_dir) must exist and belong to the user of the service; "
@@ -113,11 +149,14 @@ class Database:
             ) from err
         try:
             self._prepare(connection, writable)
-        except sqlite3.DatabaseError as err:
+        except soundness.SQLITE_ERRORS as err:
             connection.close()
+            if soundness.is_damage(err):
+                raise RebuildNeeded(self.path, f"damaged: {err}") from err
             raise CheckpointError(
                 f"The checkpoint {self.path} cannot be used: {err}.",
-                hint="Move it aside, never delete it: it is the record of what is stored.",
+                hint="Look for a full or failing disk and start again. Never delete it: it is the "
+                "record of what is stored.",
             ) from err
         except BaseException:
             connection.close()
@@ -126,6 +165,8 @@ class Database:
 
     def _prepare(self, connection: sqlite3.Connection, writable: bool) -> None:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            self._refuse(soundness.foreign(connection))
         if version > len(MIGRATIONS):
             raise ConfigError(
                 f"The checkpoint {self.path} was written by a newer nvr-backup (schema {version}, "
@@ -142,6 +183,13 @@ class Database:
             return
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA foreign_keys=ON")
+        self._migrate(connection, version)
+
+    def _refuse(self, what: str | None) -> None:
+        if what is not None:
+            raise RebuildNeeded(self.path, what)
+
+    def _migrate(self, connection: sqlite3.Connection, version: int) -> None:
         for number in range(version, len(MIGRATIONS)):
             script = files("nvr_backup").joinpath(MIGRATIONS[number]).read_text("utf-8")
             connection.execute("PRAGMA synchronous=FULL")
@@ -180,7 +228,9 @@ class Database:
             return work(self._connection)
         except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
             raise  # a bug of ours
-        except sqlite3.DatabaseError as err:
+        except soundness.SQLITE_ERRORS as err:
+            if soundness.is_damage(err):
+                raise RebuildNeeded(self.path, f"damaged: {err}") from err
             raise CheckpointError(
                 f"The checkpoint {self.path} cannot be read or written: {err}.",
                 hint="Look for a full or failing disk and start again; what was recorded is safe.",
@@ -194,6 +244,19 @@ class Database:
                 self._executor.submit(self._connection.close).result()
             self._executor.shutdown()
             self._log.close()
+
+
+async def open_checked(state_dir: Path) -> Database:
+    """The database, looked at page by page; not on the event loop's thread, it can take seconds."""
+    opening = asyncio.ensure_future(asyncio.to_thread(Database, state_dir, check=True))
+    try:
+        return await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        # The lock must not be given back while a thread of ours may still write.
+        await asyncio.wait({opening})
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 class _WriteAheadLog:

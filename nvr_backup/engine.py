@@ -12,26 +12,30 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from nvr_backup.adapters import open_source, open_store
+from nvr_backup.audit import Audits
 from nvr_backup.checkpoint import Checkpoint
 from nvr_backup.clock import Clock
 from nvr_backup.connections import Connection
 from nvr_backup.cycle import Cycle, Listing, Request, every_camera
 from nvr_backup.keys import DEFAULT_TEMPLATE, candidates
-from nvr_backup.logs import Troubles
+from nvr_backup.logs import Troubles, of_cycle
 from nvr_backup.model import Camera, Clip
 from nvr_backup.planner import Rules
 from nvr_backup.pool import Pool, Routes
 from nvr_backup.ports import ClipSource, ClipStore
 from nvr_backup.pulse import Pulse
 from nvr_backup.rows import Keys
+from nvr_backup.safekeeping import Safekeeping
 from nvr_backup.scheduler import Cron, Every, Rule, Scheduler
 from nvr_backup.settings import Schedule, Settings, SourceSettings, StoreSettings
 from nvr_backup.transfer import Drained, drained_by
+from nvr_backup.uplink import Uplink
 
 A = TypeVar("A")
 
@@ -47,8 +51,10 @@ class Engine:
         clock: Clock,
         log: FilteringBoundLogger,
         rng: random.Random,
+        state_dir: Path,
     ) -> None:
         self.checkpoint = checkpoint
+        self.uplink = Uplink(clock)
         self.pool = Pool(checkpoint, self._routes, clock=clock, log=log, rng=rng)
         self.sources: dict[str, Connection[ClipSource]] = {}
         self.stores: dict[str, Connection[ClipStore]] = {}
@@ -58,6 +64,8 @@ class Engine:
         self._clock = clock
         self._log = log
         self._troubles = Troubles(clock)
+        self._safekeeping = Safekeeping(state_dir, clock=clock, log=log, troubles=self._troubles)
+        self._audits = Audits(checkpoint.database, clock=clock, log=log, troubles=self._troubles)
         self._listed: Cycle | None = None
         self._source_settings: dict[str, SourceSettings] = {}
         self._store_settings: dict[str, tuple[StoreSettings, int]] = {}
@@ -74,6 +82,7 @@ class Engine:
     async def apply(self, settings: Settings) -> None:
         """Take over settings: parts that did not change keep their connections."""
         self.settings = settings
+        self.uplink.follow(settings.transfer.upload_limit, settings.upload_zone)
         before = (self._source_settings, self._store_settings)
         for name, new in settings.sources.items():
             if self._source_settings.get(name) != new:
@@ -131,7 +140,12 @@ class Engine:
         connection: Connection[ClipStore] = Connection(
             f"stores.{name}",
             lambda: open_store(
-                name, settings, self._clock, chunk_size=chunk_size, used_before=used_before
+                name,
+                settings,
+                self._clock,
+                chunk_size=chunk_size,
+                used_before=used_before,
+                allow=self.uplink.take,
             ),
             lambda store: store.probe(),
             clock=self._clock,
@@ -162,6 +176,8 @@ class Engine:
 
     def retire(self) -> None:
         """Close every connection as soon as nothing uses it."""
+        self._safekeeping.stop()
+        self._audits.stop()
         for name in list(self.sources):
             _retire(self.sources, name)
         for name in list(self.stores):
@@ -175,9 +191,11 @@ class Engine:
         since: datetime | None = None,
         wanted: Callable[[Camera], bool] = every_camera,
         dry_run: bool = False,
+        whole: bool = False,
     ) -> Cycle:
         """List every wanted camera of every source and plan what is new.
 
+        `whole` lists all that is wanted, however much of it was listed before.
         A source or camera that cannot be listed is a failure of the cycle, not an error.
         """
         settings = self.settings
@@ -192,10 +210,11 @@ class Engine:
             since=since,
             wanted=wanted,
             dry_run=dry_run,
+            whole=whole,
         )
         listing = Listing(
             request,
-            Cycle(self._clock.now(), missed=self._missed),
+            Cycle(self._clock.now(), whole=whole, missed=self._missed),
             self.checkpoint,
             clock=self._clock,
             log=self._log,
@@ -234,9 +253,17 @@ class Engine:
             cycles.cancel()
 
     async def _cycle(self) -> None:
-        await self._conclude()  # the one before, if it never came to rest
+        with of_cycle(self.pool.cycle):
+            await self._conclude()  # the one before, if it never came to rest
+        self.pool.cycle = self._clock.now()
+        with of_cycle(self.pool.cycle):
+            await self._list()
+
+    async def _list(self) -> None:
         self._log.info("cycle started")
-        cycle = await self.list_all()
+        cycle = await self.list_all(whole=await self._audits.listing_due(self.settings))
+        if cycle.whole:
+            await self._audits.listed(cycle.started)
         self._log.info(
             "cycle listed",
             cameras=len(cycle.cameras),
@@ -254,7 +281,8 @@ class Engine:
     async def _idle(self) -> bool:
         """The pool has nothing to do: the cycle is complete."""
         if self._all_ready():
-            await self._conclude()
+            with of_cycle(self.pool.cycle):
+                await self._conclude()
         return False
 
     def _all_ready(self) -> bool:
@@ -274,16 +302,20 @@ class Engine:
             failed=outcomes.failed,
             **counts,
         )
+        names = {(camera.source, camera.id): camera.name for camera in self.cameras}
         for (source, camera, store), mark in (await self.checkpoint.watermarks()).items():
             if self._watermarks.get((source, camera, store)) != mark:
                 self._watermarks[source, camera, store] = mark
                 self._log.debug(
                     "watermark",
                     source=source,
-                    camera=camera,
+                    camera=names.get((source, camera), camera),
                     store=store,
                     watermark=mark.isoformat(timespec="seconds"),
                 )
+        keeping = self._safekeeping.keep(self.settings, self.stores)
+        self._group.create_task(keeping, name="snapshot")  # no clip waits for it
+        self._group.create_task(self._audits.look(self.settings, dict(self.stores)), name="audit")
 
     # -- one cycle by hand --------------------------------------------------------------------
 
@@ -305,16 +337,18 @@ class Engine:
             return listing.is_set() and self._all_ready()
 
         cycle = Cycle(self._clock.now())
+        self.pool.cycle = cycle.started
         async with asyncio.TaskGroup() as group:
             carrying = group.create_task(self.pool.run(stop, idle=idle, patient=False))
             if wanted is every_camera and since is None:
                 await self.checkpoint.record_cycle(cycle.started)
-            with suppress(Drained):
+            with suppress(Drained), of_cycle(cycle.started):
                 async with drained_by(stop):
                     cycle = await self.list_all(since=since, wanted=wanted)
             listing.set()
             self.pool.wake()
             await carrying
+        await self._safekeeping.keep_unless(stop, self.settings, self.stores)
         return cycle
 
 
@@ -353,7 +387,9 @@ async def open_engine(
         checkpoint = await Checkpoint.open(settings.state_dir, now=clock.now())
     try:
         async with asyncio.TaskGroup() as group:
-            engine = Engine(checkpoint, group, clock=clock, log=log, rng=rng)
+            engine = Engine(
+                checkpoint, group, clock=clock, log=log, rng=rng, state_dir=settings.state_dir
+            )
             await engine.apply(settings)
             try:
                 yield engine

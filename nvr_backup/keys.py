@@ -17,7 +17,9 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC, date, datetime, time
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -28,15 +30,25 @@ __all__ = [
     "MAX_KEY_BYTES",
     "MAX_PREFIX_BYTES",
     "PLACEHOLDERS",
+    "RESERVED",
     "candidates",
     "check_prefix",
     "check_template",
+    "day_of",
+    "named",
     "object_key",
+    "pattern_of",
     "safe_name",
+    "spellings",
+    "start_of",
+    "told_by",
     "with_extension",
 ]
 
 DEFAULT_TEMPLATE: Final = "{cameraName}/{yyyy}/{MM}/{dd}/{HH-mm-ss}.mp4"
+
+RESERVED: Final = "_nvr-backup/"
+"""Keys that begin so are the program's own, not clips."""
 
 MAX_COMPONENT_BYTES: Final = 200
 """Of one path component; 255 is the file systems' limit, the rest is for a store's own suffixes."""
@@ -51,7 +63,8 @@ _EXTENSION_ROOM: Final = 8
 """Bytes kept free for an extension that is longer than `.mp4`."""
 
 _EXTENSION: Final = ".mp4"
-_VIDEO_EXTENSIONS: Final = (".mp4", ".mkv", ".webm", ".ts")
+_VIDEO_EXTENSIONS: Final = (".mp4", ".mov", ".mkv", ".webm", ".ts", ".m2ts")
+"""Those of the containers that `mp4` knows."""
 
 _REPLACED: Final = frozenset('/\\<>:"|?*#[]')
 _INVISIBLE: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0")
@@ -153,6 +166,7 @@ PLACEHOLDERS: Final[Mapping[str, tuple[int, Callable[[Clip, int], str]]]] = Mapp
 """What a template may name: the most bytes it can become, and its text for a clip."""
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
+_TIMES: Final = frozenset({"yyyy", "MM", "dd", "HH", "mm", "ss", "HH-mm-ss"})
 _TO_THE_SECOND: Final = ({"yyyy", "MM", "dd", "HH-mm-ss"}, {"yyyy", "MM", "dd", "HH", "mm", "ss"})
 
 
@@ -205,6 +219,8 @@ def check_template(template: str) -> str:
             "({yyyy}, {MM}, {dd} and {HH-mm-ss})"
         )
     _check_literal(_PLACEHOLDER.sub("x", template), "the template")
+    if template.startswith(RESERVED):
+        raise ValueError(f"must not begin with {RESERVED}: the program keeps its own there")
     _check_length(template)
     return template
 
@@ -256,6 +272,78 @@ def candidates(template: str, clip: Clip) -> Iterator[str]:
     stem = plain.removesuffix(_EXTENSION)
     for digits in _SUFFIX_DIGITS:
         yield f"{stem}_{digest[:digits]}{_EXTENSION}"
+
+
+def day_of(template: str, key: str) -> date | None:
+    """The day (UTC) that a key made from the template names; None when it tells none."""
+    told = told_by(template, key) or {}
+    try:
+        return date(int(told["yyyy"]), int(told["MM"]), int(told["dd"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def start_of(template: str, key: str) -> datetime | None:
+    """When the clip began (UTC), as its key tells; None when it does not, to the second."""
+    told, day = told_by(template, key) or {}, day_of(template, key)
+    hours, minutes, seconds = told.get("HH-mm-ss", "--").split("-")
+    try:
+        at = time(
+            int(told.get("HH", hours)), int(told.get("mm", minutes)), int(told.get("ss", seconds))
+        )
+    except ValueError:
+        return None
+    return None if day is None else datetime.combine(day, at, UTC)
+
+
+def told_by(template: str, key: str) -> Mapping[str, str] | None:
+    """What a key says for each placeholder of the template it was made from; None: of another.
+
+    The texts are as the key has them: made safe, and cut where they were long.
+    """
+    match = _pattern(template).fullmatch(key)
+    return None if match is None else named(match)
+
+
+def named(match: re.Match[str]) -> dict[str, str]:
+    """The placeholders' texts in a match of `pattern_of`."""
+    return {name.replace("_", "-"): text for name, text in match.groupdict().items()}
+
+
+def pattern_of(text: str) -> str:
+    """A regular expression of what this part of a template becomes, a group a placeholder."""
+    seen: set[str] = set()
+
+    def group(name: str) -> str:
+        content = "-".join(f"[0-9]{{{len(part)}}}" for part in name.split("-"))
+        if name not in _TIMES:
+            content = "[^/]+"
+        if name in seen:
+            return content
+        seen.add(name)
+        return f"(?P<{name.replace('-', '_')}>{content})"
+
+    parts = _PLACEHOLDER.split(text)
+    return "".join(group(part) if at % 2 else re.escape(part) for at, part in enumerate(parts))
+
+
+@lru_cache(maxsize=100)
+def _pattern(template: str) -> re.Pattern[str]:
+    """What every key made from the template matches, whatever its extension or hash."""
+    return re.compile(
+        pattern_of(template.removesuffix(_EXTENSION))
+        + r"(?:_[0-9a-f]{8}|_[0-9a-f]{16}|_[0-9a-f]{32})?"
+        + "(?:"
+        + "|".join(map(re.escape, _VIDEO_EXTENSIONS))
+        + ")"
+    )
+
+
+def spellings(keys: Iterable[str]) -> Iterator[str]:
+    """Each key with every extension that a video's object may have."""
+    for key in keys:
+        for extension in _VIDEO_EXTENSIONS:
+            yield with_extension(key, extension)
 
 
 def with_extension(key: str, extension: str) -> str:

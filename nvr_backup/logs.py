@@ -1,4 +1,5 @@
-"""Logging: one line for a person at a terminal, one JSON object for everything else.
+"""Logging: one line for a person at a terminal, entries with fields for systemd's journal, one JSON
+object for everything else.
 
 Everything goes through the same pipeline, the libraries' own logging too: context (source, camera,
 clip, store, object key), time in UTC, no secrets, no control characters. Logging must never raise,
@@ -17,26 +18,29 @@ import os
 import sys
 import threading
 import traceback
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, NoReturn, TextIO
 
 import structlog
-from structlog.contextvars import merge_contextvars
+from structlog.contextvars import bound_contextvars, merge_contextvars
 from structlog.typing import FilteringBoundLogger
 
 from nvr_backup.clock import Clock, SystemClock
+from nvr_backup.journal import SOCKET, Journal, is_journal
 from nvr_backup.redaction import plain, text
 
 Form = Literal["auto", "console", "json"]
-"""How lines look. The journal's native entries take their place here and in `_renderer`: the
-pipeline hands a renderer the finished fields, not text."""
+"""How lines look; `auto` is the journal's own form where the stream ends in the journal."""
 
 Level = Literal["debug", "info", "warning", "error"]
 
 MAX_TROUBLES: Final = 1000
 """Kinds of trouble remembered at once; the one longest unheard of is forgotten first."""
+LOUD_FAILURES: Final = 10
+"""Failures of one kind at one place that are said aloud until something works there again."""
 _MAX_TRACEBACK_FRAMES: Final = 50
 
 # engineio adds a handler of its own, past this pipeline, to any of these without a level.
@@ -44,27 +48,43 @@ _SELF_HANDLING: Final = ("engineio.client", "engineio.server")
 
 _Fields = Mapping[str, object]
 _Renderer = Callable[[dict[str, Any]], str]
+_Writer = Callable[[dict[str, Any]], None]
 
 
 class _Pipeline:
-    """From a logger's fields to a line on the stream."""
+    """From a logger's fields to a finished entry, and with it to whoever writes it."""
 
-    def __init__(self, renderer: _Renderer, stream: TextIO, clock: Clock) -> None:
-        self._renderer = renderer
-        self._stream = stream
+    def __init__(self, write: _Writer, clock: Clock) -> None:
+        self._write = write
         self._clock = clock
-        self._lock = threading.Lock()
 
     def log(self, level: str, fields: MutableMapping[str, Any], when: datetime | None) -> None:
         """Write one entry; never raises, whatever the fields are and wherever the stream goes."""
         try:
-            line = self._renderer(_entry(level, fields, when or self._clock.now()))
+            self._write(_entry(level, fields, when or self._clock.now()))
         except Exception as error:  # noqa: BLE001 - a log line must not end a backup
-            # Only a renderer of ours can get here: the fields are harmless by then.
-            line = f'{{"level": "error", "message": "an entry was lost: {type(error).__name__}"}}'
-        self._write(line + "\n")
+            # Only a writer of ours can get here: the fields are harmless by then.
+            with suppress(Exception):
+                kind = type(error).__name__
+                self._write({"time": "", "level": "error", "message": f"an entry was lost: {kind}"})
 
-    def _write(self, line: str) -> None:
+    # structlog calls this as its only processor; DropEvent tells it that the entry is done.
+    def __call__(self, _logger: object, method: str, fields: MutableMapping[str, Any]) -> NoReturn:
+        self.log(method, fields, None)
+        raise structlog.DropEvent
+
+
+class _Lines:
+    """Entries as lines on a stream."""
+
+    def __init__(self, renderer: _Renderer, stream: TextIO) -> None:
+        self._renderer = renderer
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """One entry; it is dropped when nobody reads the stream any more."""
+        line = self._renderer(entry) + "\n"
         try:
             with self._lock:
                 try:
@@ -74,11 +94,6 @@ class _Pipeline:
                 self._stream.flush()
         except (OSError, ValueError):  # the reader is gone, or the stream is closed
             return
-
-    # structlog calls this as its only processor; DropEvent tells it that the entry is done.
-    def __call__(self, _logger: object, method: str, fields: MutableMapping[str, Any]) -> NoReturn:
-        self.log(method, fields, None)
-        raise structlog.DropEvent
 
 
 def _entry(level: str, fields: MutableMapping[str, Any], when: datetime) -> dict[str, Any]:
@@ -95,7 +110,8 @@ def _entry(level: str, fields: MutableMapping[str, Any], when: datetime) -> dict
     trace = _traceback(error)
     for name, value in given.items():
         own = text(name)
-        entry[f"{own}_" if own in (*entry, "exception") else own] = plain(own, value)
+        shown = text(value, lines=True) if own == "stack" else plain(own, value)
+        entry[f"{own}_" if own in (*entry, "exception") else own] = shown
     if trace:
         entry["exception"] = text(trace, lines=True)
     return entry
@@ -157,7 +173,7 @@ def _renderer(form: Form, stream: TextIO, environ: Mapping[str, str]) -> _Render
     )
 
     def render(entry: dict[str, Any]) -> str:
-        for name in ("message", "exception"):
+        for name in ("message", "exception", "stack"):
             if name in entry:  # a text with several lines cannot pass for several entries
                 entry[name] = entry[name].replace("\n", "\n    ")
         return str(console(None, entry["level"], entry))
@@ -179,17 +195,24 @@ def configure(
     *,
     clock: Clock | None = None,
     environ: Mapping[str, str] | None = None,
+    journal: str = SOCKET,
 ) -> None:
     """Send all logging to `stream` (default: stderr); may be called again, as on a reload.
 
-    `auto` is a readable line with colours (not with NO_COLOR, not on a dumb terminal) when the
-    stream is a terminal, else JSON lines. Entries below `level` cost next to nothing; libraries
+    `auto` is systemd's journal, at its socket `journal`, when the stream ends there; a readable
+    line with colours (not with NO_COLOR, not on a dumb terminal) when it is a terminal; else JSON
+    lines. Entries below `level` cost next to nothing; libraries
     are heard from WARNING on, or from `level` where that is higher. A logger that was bound
     (`log.bind(...)`) before keeps its old level: bind context instead.
     """
     out = sys.stderr if stream is None else stream
-    renderer = _renderer(form, out, os.environ if environ is None else environ)
-    pipeline = _Pipeline(renderer, out, clock or SystemClock())
+    around = os.environ if environ is None else environ
+    writer = (
+        Journal(out, journal)
+        if form == "auto" and is_journal(out, around)
+        else _Lines(_renderer(form, out, around), out)
+    )
+    pipeline = _Pipeline(writer.write, clock or SystemClock())
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[pipeline],
@@ -214,6 +237,14 @@ def _route_libraries(pipeline: _Pipeline, level: int) -> None:
     root.setLevel(level)
     for name in _SELF_HANDLING:
         logging.getLogger(name).setLevel(level)
+
+
+def of_cycle(began: datetime | None) -> AbstractContextManager[object]:
+    """What is logged within belongs to the cycle that began then; to none if that is None."""
+    if began is None:
+        return nullcontext()
+    moment = began.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return bound_contextvars(cycle=moment)
 
 
 class Troubles:
@@ -256,3 +287,33 @@ class Troubles:
         lasted = round(self._clock.monotonic() - since, 1)
         log.info(message, failures=failures, lasted_seconds=lasted, **fields)
         return True
+
+
+class Floods:
+    """Keeps thousands of failures alike (a backlog, and a recorder that refuses every clip) from
+    drowning the log: journald drops whatever comes after 10,000 entries in 30 s.
+
+    A place is where work is done, such as a camera and a store. Bounded; used from one thread.
+    """
+
+    def __init__(self, *, limit: int = LOUD_FAILURES) -> None:
+        self._limit = limit
+        self._counts: OrderedDict[object, Counter[object]] = OrderedDict()
+
+    def failed(self, place: object, kind: object) -> bool:
+        """Note a failure; whether it is to be said aloud."""
+        counts = self._counts.setdefault(place, Counter())
+        self._counts.move_to_end(place)
+        if len(self._counts) > MAX_TROUBLES:
+            self._counts.popitem(last=False)
+        if kind in counts or len(counts) < MAX_TROUBLES:
+            counts[kind] += 1
+        return counts[kind] <= self._limit
+
+    def worked(self, place: object) -> None:
+        """Something has succeeded there: the next failure is news."""
+        self._counts.pop(place, None)
+
+    def at(self, place: object) -> bool:
+        """Whether failures of some kind are not said aloud there any more."""
+        return any(count > self._limit for count in self._counts.get(place, {}).values())

@@ -115,6 +115,18 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
+class Hole:
+    """Days that a pass found empty while it showed clips of later ones.
+
+    `before` is the start of the latest clip shown before the first of them (None: there was none),
+    `until` the end of the last.
+    """
+
+    before: datetime | None
+    until: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Findings:
     """What a pass showed: `latest` is the start of the latest clip listed (None: there was none).
 
@@ -124,6 +136,7 @@ class Findings:
     latest: datetime | None
     open_since: datetime | None
     complete: bool
+    hole: Hole | None = None
 
 
 def first_reach(rules: Rules, since: datetime) -> Reach:
@@ -172,7 +185,8 @@ def advance(reach: Reach, stretch: Stretch, found: Findings, *, now: datetime) -
 
     A pass without a clip proves nothing. With one, what this pass and the one before have both
     gone over is proven, up to the latest clip that both have shown; the start of a clip that is
-    not final yet is never passed.
+    not final yet is never passed. Nothing behind a hole counts as shown until the hole is still
+    there WHOLE_EVERY later: the recorder may swallow an error about those days.
     """
     if found.latest is None:
         whole = now if stretch.whole and found.complete else reach.whole
@@ -184,12 +198,19 @@ def advance(reach: Reach, stretch: Stretch, found: Findings, *, now: datetime) -
         listed_until = max(listed_until, min(stretch.window.end, limit))
     if not stretch.whole:
         return replace(reach, listed_until=listed_until)
+    seen, whole = shown, now
+    hole = found.hole
+    if hole is not None:
+        known_since = reach.whole if reach.listed_until >= hole.until else None
+        if known_since is None or now - known_since < WHOLE_EVERY:
+            seen = reach.seen if hole.before is None else min(hole.before, limit)
+            whole = known_since or now  # that long ago it was seen first
     return replace(
         reach,
         proven=max(reach.proven, min(reach.seen, shown)),
-        seen=max(reach.seen, shown),
+        seen=max(reach.seen, seen),
         listed_until=listed_until,
-        whole=now if found.complete else reach.whole,
+        whole=whole if found.complete else reach.whole,
     )
 
 

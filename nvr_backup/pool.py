@@ -1,4 +1,4 @@
-"""The bounded worker pool: claims the oldest due clip, carries it, records the outcome.
+"""The bounded worker pool: claims the due clip most in need, carries it, records the outcome.
 
 The one place that decides what an error means for a clip, and the one that logs it. A failing clip,
 camera, source or store never stops the others; nothing runs when nothing is due. Must never leave
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
 from structlog.typing import FilteringBoundLogger
@@ -24,11 +24,14 @@ from nvr_backup.checkpoint import Checkpoint
 from nvr_backup.clock import Clock
 from nvr_backup.connections import Connection
 from nvr_backup.errors import Blocked, Suspect, Transient, Unfit
-from nvr_backup.keys import with_extension
-from nvr_backup.model import Camera, Clip, UploadState
+from nvr_backup.ledger import RowLedger
+from nvr_backup.logs import Floods, of_cycle
+from nvr_backup.manners import Guests, Visit
+from nvr_backup.model import Camera, Clip
+from nvr_backup.polite import PoliteSource
 from nvr_backup.ports import ClipSource, ClipStore
 from nvr_backup.pulse import Pulse
-from nvr_backup.rows import Claim, Keys, Tally
+from nvr_backup.rows import Claim, Keys, Tally, is_lost
 from nvr_backup.transfer import Activity, Carried, Drained, Transfer
 
 FIRST_DELAY: Final = timedelta(seconds=30)
@@ -100,6 +103,7 @@ class Pool:
         self.pulse = Pulse("the worker pool", clock)
         self.news = asyncio.Event()  # set at every change; whoever shows it clears it
         self.cameras: Callable[[Camera], bool] = lambda _: True
+        self.cycle: datetime | None = None  # when the latest began: said by what is logged
         self._checkpoint = checkpoint
         self._routes = routes
         self._clock = clock
@@ -108,6 +112,8 @@ class Pool:
         self._stir = asyncio.Event()
         self._tried: set[int] = set()
         self._received = 0  # by transfers that have ended
+        self._floods = Floods()
+        self._guests = Guests(clock, changed=self.wake)
 
     @property
     def received(self) -> int:
@@ -143,6 +149,7 @@ class Pool:
                     self.pulse.promise(STEP_SECONDS)
                     self._stir.clear()
                     routes = self._routes()
+                    self._guests.allow(routes.workers)
                     while len(self.running) < routes.workers and not stop.is_set():
                         claim = await self._claim(routes, patient)
                         if claim is None:
@@ -169,6 +176,7 @@ class Pool:
             due = await self._checkpoint.next_due(_open(routes.stores), now)
             if due is not None:
                 seconds = min(seconds, max(1.0, (due - now).total_seconds()))
+        seconds = min(seconds, max(1.0, self._guests.next_chance()))
         self.pulse.promise(seconds + STEP_SECONDS)
         sleeping = asyncio.ensure_future(self._clock.sleep(seconds))
         stirring = asyncio.ensure_future(self._stir.wait())
@@ -184,10 +192,17 @@ class Pool:
             (running.claim.clip.camera.source, running.claim.clip.camera.id)
             for running in self.running.values()
         )
+        guests = self._guests
+
+        def cameras(camera: Camera) -> bool:
+            place = (camera.source, camera.id)
+            rests = patient and guests.at(camera.source).rests(camera.id, busy=busy[place] > 0)
+            return not rests and self.cameras(camera)
+
         return await self._checkpoint.claim(
-            sources=_open(routes.sources),
+            sources=[name for name in _open(routes.sources) if guests.at(name).free],
             stores=_open(routes.stores),
-            cameras=self.cameras,
+            cameras=cameras,
             busy=busy,
             due=self._clock.now() if patient else None,
             # An outcome frees its copy a moment before it is on the disk and the transfer ends.
@@ -209,6 +224,7 @@ class Pool:
         if source.retired or store.retired:
             self.wake()
             return False
+        visit = self._guests.at(claim.clip.camera.source).visit()
         running = Running(claim, Activity(), self._clock.monotonic())
         self.running[claim.copy] = running
         self.news.set()
@@ -219,10 +235,11 @@ class Pool:
         leases.enter_context(store.lease())
 
         async def work() -> None:
-            with leases:
+            with leases, of_cycle(self.cycle):
                 try:
-                    await self._carry(running, source, store, routes, stop)
+                    await self._carry(running, source, store, routes, stop, visit=visit)
                 finally:
+                    visit.leave()
                     del self.running[claim.copy]
                     self._received += running.activity.received
                     self.wake()
@@ -237,6 +254,8 @@ class Pool:
         store: Connection[ClipStore],
         routes: Routes,
         stop: asyncio.Event,
+        *,
+        visit: Visit,
     ) -> None:
         claim, activity = running.claim, running.activity
         log = self._log.bind(
@@ -249,23 +268,26 @@ class Pool:
         if source.blocked is not None or store.blocked is not None:
             await self._checkpoint.release(claim.copy)  # found out while it was being opened
             return
-        log.info("clip started", key=claim.key, attempt=claim.attempts + 1)
+        say = log.debug if self._floods.at(_place(claim)) else log.info
+        say("clip started", key=claim.key, attempt=claim.attempts + 1)
         transfer = Transfer(
             clip=claim.clip,
             key=claim.key,
-            source=adapters[0],
+            source=PoliteSource(adapters[0], visit, self._clock),
             store=adapters[1],
             store_name=claim.store,
-            ledger=_Row(self._checkpoint, claim, routes.keys),
+            ledger=RowLedger(self._checkpoint, claim, routes.keys),
             activity=activity,
             chunk_size=routes.chunk_size,
             stop=stop,
+            maybe_there=claim.maybe_there,
+            replaces=claim.replaces,
         )
         try:
             carried = await transfer.run(claim.upload)
         except Drained:
             await self._checkpoint.release(claim.copy)
-            log.info("clip paused", key=transfer.key, confirmed=activity.confirmed)
+            log.info("clip paused", key=transfer.key, confirmed_bytes=activity.confirmed)
         except Blocked as err:
             (source if err.origin == source.part else store).block(err)
             if _kind(claim.reason) != _kind(err.message):
@@ -276,10 +298,13 @@ class Pool:
                 # written, a clip larger than the room left): the others go first.
                 await self._put_off(running, err, log.bind(key=transfer.key))
         except (Unfit, Transient) as err:
+            if isinstance(err, Transient) and err.origin == source.part:
+                self._guests.failed(claim.clip.camera, err, log)
             await self._failed(running, err, log.bind(key=transfer.key))
         else:
             source.worked()
             store.worked()
+            self._guests.worked(claim.clip.camera, log)
             await self._stored(running, carried, log)
 
     async def _stored(self, running: Running, carried: Carried, log: FilteringBoundLogger) -> None:
@@ -291,6 +316,7 @@ class Pool:
             tally=tally,
             now=self._clock.now(),
         )
+        self._floods.worked(_place(running.claim))
         self.outcomes.stored += 1
         self.outcomes.stored_bytes += carried.stored.size
         log.info(
@@ -314,7 +340,10 @@ class Pool:
         if isinstance(err, Unfit) or (isinstance(err, Suspect) and again >= PATIENCE):
             await self._checkpoint.set_aside(claim.copy, err.message, tally=tally, now=now)
             self.outcomes.set_aside += 1
-            log.warning("clip set aside", reason=err.message, hint=err.hint, attempts=again)
+            lost = is_lost(err.message)
+            log.warning(
+                "clip set aside", reason=err.message, hint=err.hint, attempts=again, lost=lost
+            )
             return
         self.outcomes.failed += 1
         await self._put_off(running, err, log)
@@ -335,7 +364,9 @@ class Pool:
             tally=self._tally(running),
             now=now,
         )
-        log.warning(
+        loud = self._floods.failed(_place(claim), _kind(err.message))
+        say = log.warning if loud else log.debug
+        say(
             "clip failed",
             reason=err.message,
             hint=err.hint,
@@ -355,6 +386,10 @@ class Pool:
         return Tally(running.activity.received, self._clock.monotonic() - running.began)
 
 
+def _place(claim: Claim) -> tuple[str, str, str]:
+    return claim.clip.camera.source, claim.clip.camera.id, claim.store
+
+
 def _kind(reason: str | None) -> str | None:
     """What a reason says, apart from its numbers: a cut that falls elsewhere is still a cut."""
     return None if reason is None else re.sub(r"\d+", "#", reason)
@@ -363,34 +398,3 @@ def _kind(reason: str | None) -> str | None:
 def _open(connections: Mapping[str, Connection[A]]) -> list[str]:
     """Names of the connections that take new work."""
     return [name for name, one in connections.items() if one.ready and one.blocked is None]
-
-
-class _Row:
-    """The checkpoint as one transfer sees it (`transfer.Ledger`)."""
-
-    def __init__(self, checkpoint: Checkpoint, claim: Claim, keys: Keys) -> None:
-        self._checkpoint = checkpoint
-        self._claim = claim
-        self._keys = keys
-        self._used = {claim.key}
-
-    async def save_upload(self, state: UploadState) -> None:
-        await self._checkpoint.save_upload(self._claim.copy, state)
-
-    async def forget_upload(self) -> None:
-        await self._checkpoint.forget_upload(self._claim.copy)
-
-    async def another_key(self, extension: str) -> str:
-        wanted = (
-            with_extension(key, extension)
-            for key in self._keys(self._claim.store, self._claim.clip)
-        )
-        unused = (key for key in wanted if key not in self._used)
-        key = await self._checkpoint.change_key(self._claim.copy, unused)
-        if key is None:
-            raise Unfit(
-                f"Every object key this clip could have in {self._claim.store} is taken.",
-                hint="Look who else writes there; give the store a prefix of its own.",
-            )
-        self._used.add(key)
-        return key

@@ -21,6 +21,7 @@ from nvr_backup.chunks import Chunk
 from nvr_backup.model import Camera, Clip, StoredObject, UploadState, Window
 
 __all__ = [
+    "Allow",
     "Capabilities",
     "ClipBody",
     "ClipSource",
@@ -86,6 +87,9 @@ class ClipSource(Protocol):
 
 Record = Callable[[UploadState], Awaitable[None]]
 """Makes an upload's state durable; returns once it is."""
+
+Allow = Callable[[int], Awaitable[int]]
+"""Asked before bytes leave for a store: waits until some may; how many of those wanted (>= 1)."""
 
 
 class Upload(Protocol):
@@ -156,6 +160,7 @@ class ClipStore(Protocol):
         metadata: Mapping[str, str],
         record: Record,
         resume: UploadState | None = None,
+        replaces: str | None = None,
     ) -> AbstractAsyncContextManager[Upload]:
         """Begin, or with `resume` continue, the creation of an object.
 
@@ -164,6 +169,10 @@ class ClipStore(Protocol):
         the block without `finish` or `discard` keeps the upload resumable where the store can,
         and releases all connections. An object that exists under the key is never changed:
         KeyTaken. Metadata values are text; a store must return them as given.
+
+        `replaces` is the generation ("" if it has none) of an object that was found corrupt: it
+        stays until the new one is whole and then gives way to it. KeyTaken when anything else lies
+        there, when the store may not do that, and in some stores when nothing is there any more.
         """
         ...
 
@@ -175,8 +184,24 @@ class ClipStore(Protocol):
         """Every object whose key begins with `prefix`, with metadata, ordered by key."""
         ...
 
-    def read(self, key: str, *, offset: int = 0) -> AsyncIterator[bytes]:
-        """The object's bytes from `offset` on. Unfit when there is no such object."""
+    def folders(self, prefix: str) -> AsyncIterator[str]:
+        """What keys that begin with `prefix` have up to the next slash after it, slash included.
+
+        Each once, ordered; keys without such a slash are not shown. A folder may turn out to hold
+        no object. Costs what these folders cost, not what lies in them. Raises like `list`.
+        """
+        ...
+
+    def read(
+        self, key: str, *, offset: int = 0, generation: str | None = None
+    ) -> AsyncIterator[bytes]:
+        """The object's bytes from `offset` on, all of one generation: of the one that is given.
+
+        Unfit when there is no such object, or not in this generation; no bytes when `offset` is
+        its size or more. The bytes are as the store gives them: whoever reads compares them with
+        what they should be. Silence is bounded by the store's stall limit. Blocked without
+        permission.
+        """
         ...
 
     async def delete(self, key: str, *, generation: str | None = None) -> None:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
+from nvr_backup import findings
 from nvr_backup.database import LOCK_NAME, Database, transaction
+from nvr_backup.findings import Audited, What
+from nvr_backup.lives import danger
 from nvr_backup.model import from_ms, to_ms
+from nvr_backup.retention import Loss
 from nvr_backup.rows import WATERMARKS, Tally, note_attempt
 
 OVERDUE: Final = timedelta(hours=2)
@@ -64,7 +68,8 @@ class Account:
 class Copy:
     """One clip in one store. `end` is None when the source does not say; sizes are bytes.
 
-    `claimed` says that a worker of the latest opening holds it; that worker may be dead.
+    `claimed` says that a worker of the latest opening holds it; that worker may be dead. `proven`
+    is when its bytes were last read back and right, `wrong` what a verification found instead.
     """
 
     row: int
@@ -88,6 +93,8 @@ class Copy:
     crc32c: int | None
     generation: str | None
     verified: bool
+    proven: datetime | None
+    wrong: str | None
     claimed: bool
     sent: int | None
 
@@ -133,8 +140,11 @@ class Status:
     uploading: tuple[Copy, ...]
     overdue: tuple[Grounds, ...]
     set_aside: tuple[Grounds, ...]
+    findings: Mapping[tuple[str, What], int]
+    audits: Mapping[str, Audited]
     last_cycle: datetime | None
     pace: Pace
+    danger: Loss | None
 
 
 # -- getting at the database ----------------------------------------------------------------------
@@ -207,8 +217,11 @@ def status(db: sqlite3.Connection, *, now: datetime) -> Status:
         uploading=tuple(_copies(db, "copy.claim = (SELECT max(id) FROM opening)", (), limit=100)),
         overdue=tuple(_grounds(db, "waiting", now, listed_before=now - OVERDUE)),
         set_aside=tuple(_grounds(db, "set_aside", now)),
+        findings=findings.tally(db),
+        audits=findings.audits(db),
         last_cycle=last_cycle(db),
         pace=pace(db, now=now),
+        danger=danger(db, now),
     )
 
 
@@ -404,11 +417,11 @@ _COPY: Final = (
     "SELECT copy.id, clip.id, camera.source, camera.source_id, camera.name, clip.source_id,"
     " clip.start_ms, clip.end_ms, clip.classes, clip.listed_ms, copy.store, copy.object_key,"
     " copy.state, copy.attempts, copy.not_before_ms, copy.reason, copy.finished_ms, copy.size,"
-    " copy.crc32c, copy.generation, copy.verified,"
+    " copy.crc32c, copy.generation, copy.verified, copy.proven_ms, finding.detail,"
     " copy.state = 'waiting' AND copy.claim = (SELECT max(id) FROM opening),"
     " upload.offset_bytes"
     " FROM copy JOIN clip ON clip.id = copy.clip JOIN camera ON camera.id = clip.camera"
-    " LEFT JOIN upload ON upload.copy = copy.id"
+    " LEFT JOIN upload ON upload.copy = copy.id LEFT JOIN finding ON finding.copy = copy.id"
 )
 
 
@@ -423,7 +436,7 @@ def _copies(
 def _copy(row: tuple[Any, ...]) -> Copy:
     (copy, clip, source, camera_id, camera, clip_id, start, end, classes, listed, *rest) = row
     (store, key, state, attempts_, not_before, reason, finished, *rest) = rest
-    (size, crc32c, generation, verified, claimed, sent) = rest
+    (size, crc32c, generation, verified, proven, wrong, claimed, sent) = rest
     return Copy(
         row=copy,
         clip_row=clip,
@@ -446,6 +459,8 @@ def _copy(row: tuple[Any, ...]) -> Copy:
         crc32c=crc32c,
         generation=generation,
         verified=bool(verified),
+        proven=None if proven is None else from_ms(proven),
+        wrong=wrong,
         claimed=bool(claimed),
         sent=sent,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -28,13 +28,20 @@ WATERMARKS: Final = (
 )
 """(source, camera id, store, watermark): listed until, or the start of the oldest waiting copy."""
 
+Reaches = Mapping[str, Reach]
+"""How far the listings of a camera have come, by store."""
+
 Keys = Callable[[str, Clip], Iterator[str]]
 """Object keys a clip may have in a store, in order of preference, all distinct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A worker's hold on one clip for one store. `copy` is the checkpoint's handle."""
+    """A worker's hold on one clip for one store. `copy` is the checkpoint's handle.
+
+    `maybe_there`: its object may exist already, because the checkpoint was lost and rebuilt without
+    a listing of this store. `replaces`: see `ports.ClipStore.put`.
+    """
 
     copy: int
     clip: Clip
@@ -44,6 +51,8 @@ class Claim:
     same_reason: int
     reason: str | None
     upload: UploadState | None
+    maybe_there: bool = False
+    replaces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,11 @@ def read_reach(db: sqlite3.Connection, camera: Camera) -> dict[str, Reach]:
     }
 
 
+def is_lost(reason: str | None) -> bool:
+    """Whether a copy was set aside because the source had deleted the clip before it was stored."""
+    return reason is not None and " is gone at " in reason
+
+
 def first_use(db: sqlite3.Connection, source: str, store: str, now: datetime) -> datetime:
     """When a source was configured for a store, if none of its cameras was ever listed for it."""
     begun = db.execute(
@@ -103,6 +117,16 @@ def write_reach(db: sqlite3.Connection, camera: int, store: str, reach: Reach) -
         "INSERT OR REPLACE INTO reach VALUES (?, ?, ?, ?, ?, ?, ?)",
         (camera, store, *map(to_ms, times), whole),
     )
+
+
+def write_reaches(
+    db: sqlite3.Connection, camera: Camera, reaches: Reaches, before: Reaches | None
+) -> None:
+    """Record them, but for those that are not as they were `before` (None: all of them)."""
+    row, there = camera_row(db, camera), read_reach(db, camera)
+    for store, reach in reaches.items():
+        if before is None or there.get(store) == before.get(store):
+            write_reach(db, row, store, reach)
 
 
 def clip_row(db: sqlite3.Connection, camera: int, clip: Clip, now: datetime) -> int:
@@ -156,12 +180,15 @@ def read_claim(db: sqlite3.Connection, copy: int) -> Claim:
     """All a worker needs to know of a copy."""
     row = db.execute(
         "SELECT copy.store, object_key, attempts, same_reason, reason, clip.source_id,"
-        " clip.start_ms, end_ms, camera_name, classes, camera.source, camera.source_id"
+        " clip.start_ms, end_ms, camera_name, classes, camera.source, camera.source_id,"
+        " clip.start_ms < CAST((SELECT value FROM meta WHERE name = 'unread ' || copy.store)"
+        " AS INTEGER), replaces"
         " FROM copy JOIN clip ON clip.id = copy.clip JOIN camera ON camera.id = clip.camera"
         " WHERE copy.id = ?",
         (copy,),
     ).fetchone()
-    store, key, attempts, same, reason, clip_id, start, end, name, classes, source, camera_id = row
+    store, key, attempts, same, reason, clip_id, start, end, name, classes, *of = row
+    source, camera_id, unread, replaces = of
     clip = Clip(
         Camera(source, camera_id, name),
         clip_id,
@@ -169,7 +196,8 @@ def read_claim(db: sqlite3.Connection, copy: int) -> Claim:
         None if end is None else from_ms(end),
         tuple(json.loads(classes)),
     )
-    return Claim(copy, clip, store, key, attempts, same, reason, read_upload(db, copy))
+    upload = read_upload(db, copy)
+    return Claim(copy, clip, store, key, attempts, same, reason, upload, bool(unread), replaces)
 
 
 def read_upload(db: sqlite3.Connection, copy: int) -> UploadState | None:
@@ -184,6 +212,25 @@ def read_upload(db: sqlite3.Connection, copy: int) -> UploadState | None:
     session, key, content_type, created, offset, crc, inspection, total, total_crc = row
     return UploadState(
         session, key, content_type, from_ms(created), offset, crc, inspection, total, total_crc
+    )
+
+
+def write_upload(db: sqlite3.Connection, copy: int, state: UploadState) -> None:
+    """Replace the state of a copy's unfinished upload."""
+    db.execute(
+        "INSERT OR REPLACE INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            copy,
+            state.session,
+            state.key,
+            state.content_type,
+            to_ms(state.created_at),
+            state.offset,
+            state.crc32c,
+            state.inspection,
+            state.total,
+            state.total_crc32c,
+        ),
     )
 
 

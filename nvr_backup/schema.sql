@@ -6,7 +6,14 @@ CREATE TABLE meta (
     name  TEXT PRIMARY KEY,             -- 'last_cycle_ms': so that a missed cycle is caught up once;
                                         -- 'since SOURCE STORE': when this pair was first configured,
                                         -- so that a recorder that is down does not shorten `backfill`;
-                                        -- 'stored in STORE': it has held clips of ours before
+                                        -- 'stored in STORE': it has held clips of ours before;
+                                        -- 'begin SOURCE STORE': a rebuild found clips since then, so
+                                        -- the first cameras that are shown begin no later;
+                                        -- 'unread STORE': a rebuild then could not list it, so older
+                                        -- clips may lie there that are not on record;
+                                        -- 'audit listed_ms': when all was last listed again;
+                                        -- 'audit due STORE <name>': when this store was last audited;
+                                        -- 'audit STORE <name>': what was found there, JSON
     value TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
@@ -24,6 +31,13 @@ CREATE TABLE camera (
     source    TEXT NOT NULL,            -- name of the source in the configuration
     source_id TEXT NOT NULL,            -- the source's stable id: survives a rename
     name      TEXT NOT NULL,
+    oldest_ms  INTEGER,                 -- its oldest clip on record that the source still lists; NULL:
+                                        -- nobody has looked. What begins earlier is most likely gone
+    looked_ms  INTEGER,                 -- when that was looked up
+    watched_ms INTEGER,                 -- when it was first looked up: how far `moved` can be trusted
+    moved      REAL,                    -- seconds that `oldest_ms` moves on in a second, on average
+    speed      REAL,                    -- the same as it is believed, for the order of the backlog:
+                                        -- 0: nothing was ever seen to vanish, else at least 1
     UNIQUE (source, source_id)
 ) STRICT;
 
@@ -76,7 +90,11 @@ CREATE TABLE copy (
     crc32c        INTEGER,              -- likewise; NULL where a store keeps none
     generation    TEXT,                 -- the store's version of the object, where it has versions
     verified      INTEGER,              -- 1: the store's size and checksum were compared with ours;
-                                        -- 0: created by us, but the answer was lost and may not be read
+                                        -- 0: created by us, but the answer was lost and may not be
+                                        -- read, or known by its metadata alone (a rebuild)
+    proven_ms     INTEGER,              -- when its bytes were last read back and were the right ones
+    replaces      TEXT,                 -- generation of the corrupt object under its key, which the
+                                        -- next upload may replace ('': it has none)
     UNIQUE (clip, store),
     UNIQUE (store, object_key)          -- a key belongs to one clip
 ) STRICT;
@@ -86,6 +104,15 @@ CREATE INDEX copy_waiting ON copy (store, camera, start_ms, id, not_before_ms, c
 -- When the next failed copy is due.
 CREATE INDEX copy_due ON copy (store, not_before_ms) WHERE state = 'waiting';
 CREATE INDEX copy_set_aside ON copy (finished_ms) WHERE state = 'set_aside';
+
+-- What a verification last found wrong with a stored copy: until it is stored anew or found right.
+CREATE TABLE finding (
+    copy       INTEGER PRIMARY KEY REFERENCES copy,
+    at_ms      INTEGER NOT NULL,
+    what       TEXT NOT NULL,           -- 'missing', 'size', 'checksum', 'content'
+    detail     TEXT NOT NULL,           -- for a person
+    generation TEXT                     -- of the object that was found, where it has one
+) STRICT;
 
 -- The unfinished upload of a copy: at most a row a worker, so it is kept out of the wide table that
 -- stays for ever. `session` can be a bearer secret: the database has mode 0600 and it is never logged.
@@ -107,7 +134,8 @@ CREATE TABLE attempt (
     id      INTEGER PRIMARY KEY,
     copy    INTEGER NOT NULL REFERENCES copy,
     at_ms   INTEGER NOT NULL,
-    outcome TEXT NOT NULL,              -- 'stored', 'failed', 'set_aside', 'retried'
+    outcome TEXT NOT NULL,              -- 'stored', 'failed', 'set_aside', 'retried', 'found',
+                                        -- 'found_wrong'
     reason  TEXT NOT NULL,
     bytes   INTEGER NOT NULL,           -- received from the source in this attempt
     seconds REAL NOT NULL

@@ -13,7 +13,8 @@ What can go wrong, and what then happens to the clip:
 - the body is not a whole video: `Suspect`; what was sent is discarded;
 - the session is gone, or bytes differ: `StartOver`; begun again at byte 0, FRESH_STARTS times;
 - the key holds an object: ours (identical, or made from this very clip) counts as stored, a foreign
-  one stays untouched and the clip gets a key of its own;
+  one stays untouched and the clip gets a key of its own; only one that was found corrupt gives way,
+  once the new one is whole;
 - the process is told to stop: the chunk in flight is finished, then `Drained`; the upload resumes.
 """
 
@@ -36,7 +37,7 @@ from nvr_backup.chunks import Chunk, Progress, cut
 from nvr_backup.errors import Blocked, KeyTaken, NvrBackupError, StartOver, Suspect, Unfit
 from nvr_backup.metadata import describe, names_same_clip
 from nvr_backup.model import Clip, StoredObject, UploadState
-from nvr_backup.mp4 import ClipInspector
+from nvr_backup.overlap import Witness
 from nvr_backup.ports import ClipBody, ClipSource, ClipStore, Upload
 
 FRESH_STARTS: Final = 3
@@ -97,6 +98,8 @@ class Transfer:
     activity: Activity
     chunk_size: int
     stop: asyncio.Event
+    maybe_there: bool = False  # stored by us before the checkpoint was lost, in a store not listed
+    replaces: str | None = None  # generation of the corrupt object under the key
 
     async def run(self, resume: UploadState | None) -> Carried:
         """Carry the clip; raises what `errors` names, or Drained."""
@@ -119,7 +122,7 @@ class Transfer:
                 carried = await self._settle(taken)
                 if carried is not None:
                     return carried
-                self.key = await self.ledger.another_key(_extension(taken.key))
+                await self._take_another_key(_extension(taken.key))
                 resume = None
         raise Unfit(
             f"{KEYS_TRIED} object keys in a row hold objects that are not this clip, "
@@ -142,12 +145,14 @@ class Transfer:
     async def _carry(
         self, stack: AsyncExitStack, upload: Upload | None, begin: Progress
     ) -> Carried:
-        inspector = ClipInspector(begin.inspection)
+        inspector = Witness(begin.inspection)
+        proof = inspector.proof
+        offset = begin.offset - len(proof)
         async with drained_by(self.stop):
-            body = await stack.enter_async_context(self.source.open(self.clip, offset=begin.offset))
+            body = await stack.enter_async_context(self.source.open(self.clip, offset=offset))
         self.activity.size = body.size
         self.activity.resumed_at = begin.offset
-        pieces = self._received(body, begin)
+        pieces = self._received(body, begin, proof)
         stack.push_async_callback(pieces.aclose)
         chunks = cut(pieces, begin=begin, inspector=inspector, chunk_size=self.chunk_size)
         async with ahead(chunks, self.stop) as prefetched:
@@ -174,6 +179,7 @@ class Transfer:
                     metadata=describe(self.clip),
                     record=self.ledger.save_upload,
                     resume=resume,
+                    replaces=self.replaces,
                 )
             )
 
@@ -185,33 +191,41 @@ class Transfer:
         stack.push_async_exit(discard_if_void)
         return upload
 
-    async def _fit(self, inspector: ClipInspector) -> str:
+    async def _fit(self, inspector: Witness) -> str:
         """Content type, and the key's extension, after what the first bytes turned out to be."""
         container = inspector.container
         if container is None:
             raise Suspect("The body is too short to be a video.")
         if _extension(self.key) != container.extension:
-            self.key = await self.ledger.another_key(container.extension)
+            await self._take_another_key(container.extension)
         return container.content_type
 
-    async def _received(self, body: ClipBody, begin: Progress) -> AsyncGenerator[bytes]:
+    async def _take_another_key(self, extension: str) -> None:
+        self.key = await self.ledger.another_key(extension)
+        self.replaces = None
+
+    async def _received(
+        self, body: ClipBody, begin: Progress, proof: bytes
+    ) -> AsyncGenerator[bytes]:
         """The body's pieces from `begin` on, counted; its size is held against what was said."""
         ahead_of_us = begin.offset - body.offset
         if ahead_of_us < 0:
             raise StartOver(f"The source skipped {-ahead_of_us} bytes of the clip.")
-        crc = 0
+        # What the store already holds is read once more, all of it where the source cannot begin
+        # in the middle, else the end of it: its checksum proves that it is the same stream.
+        crc, known = 0, begin.crc32c
+        if body.offset:
+            known = google_crc32c.value(proof[-ahead_of_us:] if ahead_of_us else b"")
         position = body.offset
         async for piece in body:
             position += len(piece)
             self.activity.received += len(piece)
             fresh = piece
             if ahead_of_us:
-                # The source cannot begin in the middle: what the store already holds is read once
-                # more, and its checksum proves that it is the same stream.
                 again, fresh = piece[:ahead_of_us], piece[ahead_of_us:]
                 ahead_of_us -= len(again)
                 crc = google_crc32c.extend(crc, again)
-                if not ahead_of_us and crc != begin.crc32c:
+                if not ahead_of_us and crc != known:
                     raise StartOver("The clip has changed since its upload began.")
             if fresh:
                 yield fresh
@@ -237,16 +251,23 @@ class Transfer:
             if may_look:
                 raise  # it is not the permission: the store itself does not work now
             # We may create but not look. An answer of our own that was lost explains the object,
-            # and the store checked our request's checksum before it created that.
-            if taken.maybe_ours and taken.size is not None:
-                return Carried(StoredObject(taken.key, taken.size, taken.crc32c), verified=False)
+            # and the store checked our request's checksum before it created that; so does a
+            # checkpoint that was lost.
+            size = taken.size
+            if self.maybe_there and size is None:  # refused before all of it was read
+                size = self.activity.size or self.activity.received
+            if (taken.maybe_ours or self.maybe_there) and size is not None:
+                return Carried(StoredObject(taken.key, size, taken.crc32c), verified=False)
             return None
         if stored is None:
+            self.replaces = None
             raise StartOver("The object that held the key is gone.")
+        if self.replaces is not None and (stored.generation or "") == self.replaces:
+            return None  # the corrupt one, which the store will not replace, whatever it says of it
         if taken.size is not None and stored.crc32c is not None:
             same = (stored.size, stored.crc32c) == (taken.size, taken.crc32c)
             return Carried(stored, verified=True) if same else None
-        if names_same_clip(stored.metadata, self.clip):
+        if self.replaces is None and names_same_clip(stored.metadata, self.clip):
             return Carried(stored, verified=False)
         return None
 

@@ -1,8 +1,8 @@
-"""The systemd unit that runs the daemon here, if there is one, as `systemctl show` tells of it.
+"""The systemd unit that runs the daemon here, if there is one, as `systemctl` tells of it.
 
 Whoever asks the doctor is seldom who the daemon is: another user, with other rights and without the
 service's credentials. This says so, and how to ask as the service. It only looks; it must never
-start anything but `systemctl show`.
+start anything but `systemctl show` and `systemctl cat`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHOW_SECONDS: Final = 10.0
 
 _CARRIED: Final = ("User", "DynamicUser", "StateDirectory", "SupplementaryGroups")
 """What makes the service who it is; passed on to `systemd-run` as they are."""
-_ASKED: Final = ("LoadState", *_CARRIED, "LoadCredential", "Environment")
+_ASKED: Final = ("LoadState", *_CARRIED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,34 +56,45 @@ def me() -> str:
 
 def installed() -> Unit | None:
     """The unit as it is loaded now; None without systemd, or without such a unit."""
+    shown = _systemctl("show", UNIT, *(f"--property={name}" for name in _ASKED))
+    # `show` has only "[unprintable]" for credentials (seen with 252): the files say it.
+    return read(shown, _systemctl("cat", UNIT)) if shown else None
+
+
+def _systemctl(*words: str) -> str:
+    """Its standard output; nothing when it failed or did not answer."""
     try:
-        shown = subprocess.run(  # noqa: S603 - words of ours
-            ["systemctl", "show", UNIT, *(f"--property={name}" for name in _ASKED)],  # noqa: S607 - PATH is the operator's
+        return subprocess.run(  # noqa: S603 - words of ours
+            ["systemctl", *words],  # noqa: S607 - PATH is the operator's
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=SHOW_SECONDS,
             check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError):
-        return None
-    return read(shown)
+        return ""
 
 
-def read(shown: str) -> Unit | None:
-    """The unit in the output of `systemctl show`; a property that is a list has several lines."""
+def read(shown: str, files: str) -> Unit | None:
+    """The unit by the output of `systemctl show`, its credentials by that of `systemctl cat`."""
     lines = [line.partition("=") for line in shown.splitlines()]
     single: Mapping[str, str] = {name: value for name, _, value in lines}
     if single.get("LoadState") != "loaded":
         return None
     carried = [f"{name}={single[name]}" for name in _CARRIED if single.get(name) not in ("", None)]
     carried = [line for line in carried if line != "DynamicUser=no"]
-    carried += [
-        f"LoadCredential={one}"
-        for name, _, value in lines
-        if name == "LoadCredential"
-        for one in value.split()
-    ]
-    return Unit(single.get("User") or "root", tuple(carried))
+    return Unit(single.get("User") or "root", (*carried, *_credentials(files)))
+
+
+def _credentials(files: str) -> list[str]:
+    """The LoadCredential= lines of a unit's files in their order; an empty one takes back all."""
+    found: list[str] = []
+    for line in files.splitlines():
+        name, _, value = line.partition("=")
+        if name.strip() == "LoadCredential":
+            found = [*found, f"LoadCredential={value.strip()}"] if value.strip() else []
+    return found
 
 
 def this_program() -> list[str]:

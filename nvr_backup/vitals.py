@@ -79,7 +79,7 @@ class Vitals:
                 self._notifier.alive()
             elif not said:
                 said = True
-                self._log.critical("hung", parts=hung, stacks=_stacks())
+                self._log.critical("hung", parts=hung, stack=_stacks())
             await self._clock.sleep(limit / 2)
 
 

@@ -18,9 +18,10 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "nvr_backup"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({PACKAGE, "errors", "model", "clock", "redaction"}),
+    frozenset({PACKAGE, "errors", "model", "clock", "redaction", "journal"}),
     frozenset(
         {
+            "abreast",
             "chunks",
             "keys",
             "mp4",
@@ -33,13 +34,42 @@ LAYERS: tuple[frozenset[str], ...] = (
             "notify",
         }
     ),
-    frozenset({"ports", "planner"}),
-    frozenset({"rows", "backlog"}),
-    frozenset({"transfer", "checkpoint", "connections", "report", "snapshots", "found"}),
-    frozenset({"pool", "scheduler", "survey"}),
+    frozenset({"ports", "planner", "overlap", "uplink", "retention"}),
+    frozenset({"rows", "backlog", "findings", "healing", "lives"}),
+    frozenset(
+        {
+            "transfer",
+            "manners",
+            "polite",
+            "checkpoint",
+            "connections",
+            "report",
+            "coverage",
+            "snapshots",
+            "deposits",
+            "found",
+        }
+    ),
+    frozenset({"pool", "ledger", "scheduler", "survey"}),
+    frozenset(
+        {
+            "prefixes",
+            "footage",
+            "layout",
+            "arriving",
+            "landing",
+            "beside",
+            "fetching",
+            "restore",
+            "joining",
+            "evidence",
+        }
+    ),
     frozenset({"settings", "adapters"}),
-    frozenset({"matching", "rebuild"}),
-    frozenset({"cycle"}),
+    frozenset({"matching", "workplace", "rebuild"}),
+    frozenset({"verification"}),
+    frozenset({"cycle", "lookout", "safekeeping", "inquiry", "audit"}),
+    frozenset({"verify"}),
     frozenset({"engine"}),
     frozenset({"headline", "vitals", "unit"}),
     frozenset({"service", "doctor", "demo"}),

@@ -17,7 +17,13 @@ import pytest
 
 from nvr_backup import database
 from nvr_backup.checkpoint import BATCH, Checkpoint
-from nvr_backup.database import CheckpointError, Database, EngineRunningError, transaction
+from nvr_backup.database import (
+    CheckpointError,
+    Database,
+    EngineRunningError,
+    RebuildNeeded,
+    transaction,
+)
 from nvr_backup.errors import ConfigError
 from nvr_backup.model import Camera, Clip, StoredObject, UploadState, to_ms
 from nvr_backup.planner import Addition, Plan, Reach, Rules, plan
@@ -800,10 +806,10 @@ async def test_an_older_schema_is_migrated_and_keeps_its_rows(
     async with opened(tmp_path) as checkpoint:
         await put_in(checkpoint, clip_at(0))
     step = tmp_path / "step.sql"
-    step.write_text("ALTER TABLE copy ADD COLUMN proven_ms INTEGER;")
+    step.write_text("ALTER TABLE copy ADD COLUMN of_a_test_ms INTEGER;")
     monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, str(step)))
     async with opened(tmp_path):
-        assert rows(tmp_path, "SELECT state, proven_ms FROM copy") == [("waiting", None)]
+        assert rows(tmp_path, "SELECT state, of_a_test_ms FROM copy") == [("waiting", None)]
         assert rows(tmp_path, "PRAGMA user_version") == [(2,)]
 
 
@@ -813,12 +819,12 @@ async def test_a_migration_that_fails_changes_nothing(
     async with opened(tmp_path) as checkpoint:
         await put_in(checkpoint, clip_at(0))
     step = tmp_path / "step.sql"
-    step.write_text("ALTER TABLE copy ADD COLUMN proven_ms INTEGER; DROP TABLE nothing;")
+    step.write_text("ALTER TABLE copy ADD COLUMN of_a_test_ms INTEGER; DROP TABLE nothing;")
     monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, str(step)))
     with pytest.raises(CheckpointError, match="cannot be used"):
         await Checkpoint.open(tmp_path, now=NOW)
-    assert not [row for row in rows(tmp_path, "PRAGMA table_info(copy)") if "proven_ms" in row]
-    step.write_text("ALTER TABLE copy ADD COLUMN proven_ms INTEGER;")
+    assert not [row for row in rows(tmp_path, "PRAGMA table_info(copy)") if "of_a_test_ms" in row]
+    step.write_text("ALTER TABLE copy ADD COLUMN of_a_test_ms INTEGER;")
     async with opened(tmp_path) as checkpoint:  # once mended, it goes on where it was
         assert rows(tmp_path, "PRAGMA user_version") == [(2,)]
         assert await must_claim(checkpoint)
@@ -831,7 +837,7 @@ async def test_a_file_that_is_no_database_is_refused_and_kept(
     tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / database.FILE_NAME).write_bytes(content)
-    with pytest.raises(CheckpointError, match="Move it aside"):
+    with pytest.raises(RebuildNeeded, match="nvr-backup rebuild"):
         await Checkpoint.open(tmp_path, now=NOW)
     assert (tmp_path / database.FILE_NAME).read_bytes() == content
 

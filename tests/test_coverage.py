@@ -20,7 +20,7 @@ HOUR = timedelta(hours=1)
 def record(
     *clips: Known, proven: datetime = BEGIN + 6 * HOUR, listed: datetime = BEGIN + 6 * HOUR
 ) -> Record:
-    return Record(PAIR, proven, listed, clips)
+    return Record(PAIR, BEGIN, proven, listed, clips)
 
 
 def states(

@@ -745,7 +745,7 @@ async def test_the_pool_never_runs_more_transfers_than_workers(wired: Wired) -> 
     async with wired.engine() as engine:
         await engine.list_all()
     async with wired.daemon() as engine:
-        await wired.until(lambda: len(engine.pool.running) == 2)
+        await wired.until(lambda: len(engine.pool.running) == 2, step=1)
         for _ in range(50):
             await asyncio.sleep(0.001)
         cameras = {running.claim.clip.camera.name for running in engine.pool.running.values()}
@@ -762,7 +762,7 @@ async def test_a_drain_keeps_what_was_sent_and_the_next_start_goes_on(wired: Wir
         await wired.until(lambda: wired.store.received > 0)
     assert wired.store.objects == {}
     (line,) = wired.said("clip paused")
-    assert line["confirmed"] == 256 * 1024
+    assert line["confirmed_bytes"] == 256 * 1024
     wired.source.silent_after = None
     async with wired.engine() as engine:
         await once(engine)

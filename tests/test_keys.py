@@ -14,11 +14,16 @@ from nvr_backup.keys import (
     DEFAULT_TEMPLATE,
     MAX_PREFIX_BYTES,
     PLACEHOLDERS,
+    RESERVED,
     candidates,
     check_prefix,
     check_template,
+    day_of,
     object_key,
     safe_name,
+    spellings,
+    start_of,
+    told_by,
     with_extension,
 )
 from nvr_backup.model import Camera, Clip
@@ -288,3 +293,72 @@ def test_with_extension() -> None:
 def test_an_unchecked_template_is_refused() -> None:
     with pytest.raises(ValueError, match="nonsense"):
         object_key("{nonsense}.mp4", clip())
+
+
+# -- read back: a key without its clip --------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", TEMPLATES[:3])
+@given(
+    st.builds(
+        Clip,
+        st.builds(Camera, st.sampled_from(["home", "front-door_2"]), texts, texts),
+        texts,
+        st.datetimes(datetime(1000, 1, 1), datetime(9999, 12, 30)).map(  # noqa: DTZ001
+            lambda naive: naive.replace(microsecond=0, tzinfo=UTC)
+        ),
+    )
+)
+def test_every_key_tells_its_day_and_its_second(template: str, made: Clip) -> None:
+    for key in spellings(candidates(template, made)):
+        if template == TEMPLATES[1] and not told_by(template, key):
+            continue  # a camera's name with a dash can be read in two ways; never wrongly
+        assert day_of(template, key) == made.start.date()
+        assert start_of(template, key) == made.start
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "Porch/2024/05/01/12-00-00.mp4.txt",
+        "Porch/2024/05/01/12-00-00.avi",
+        "Porch/2024/05/12-00-00.mp4",
+        "a/Porch/2024/05/01/12-00-00.mp4",
+        "Porch/2024/02/30/12-00-00.mp4",
+        "Porch/2024/5/01/12-00-00.mp4",
+        "Porch/2024/05/01/12-00-00_f94cf9.mp4",
+        "",
+    ],
+)
+def test_a_key_of_another_making_tells_nothing(key: str) -> None:
+    assert day_of(DEFAULT_TEMPLATE, key) is None
+    assert start_of(DEFAULT_TEMPLATE, key) is None
+
+
+def test_a_template_without_a_time_tells_none() -> None:
+    assert day_of("{clipId}.mp4", "2024-05-01.mp4") is None
+    template = "{yyyy}/{MM}/{dd}/{clipId}.mp4"
+    assert day_of(template, "2024/05/01/x.mp4") == NOON.date()
+    assert start_of(template, "2024/05/01/x.mp4") is None
+
+
+def test_a_day_without_its_second_is_a_day() -> None:
+    assert day_of(DEFAULT_TEMPLATE, "Porch/2024/05/01/99-00-00.mp4") == NOON.date()
+    assert start_of(DEFAULT_TEMPLATE, "Porch/2024/05/01/99-00-00.mp4") is None
+
+
+def test_every_container_s_key_is_a_spelling() -> None:
+    found = list(spellings(["a/b.mp4", "c.mkv"]))
+    assert found[0] == "a/b.mp4"
+    assert {key for key in found if key.startswith("a/b")} == {
+        f"a/b.{name}" for name in ("mp4", "mov", "mkv", "webm", "ts", "m2ts")
+    }
+    assert len(found) == len(set(found)) == 12
+
+
+def test_no_template_leads_among_the_programs_own_keys() -> None:
+    """A rebuild does not look there for clips."""
+    assert check_prefix(RESERVED) == RESERVED  # it is safe as a key
+    with pytest.raises(ValueError, match="its own"):
+        check_template(f"{RESERVED}{DEFAULT_TEMPLATE}")
+    assert check_template(f"x{RESERVED}{DEFAULT_TEMPLATE}")

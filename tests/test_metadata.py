@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nvr_backup.metadata import LONGEST_VALUE, describe, names_same_clip
+from nvr_backup.metadata import LONGEST_VALUE, clip_of, describe, kept_id, names_same_clip
 from nvr_backup.model import Camera, Clip
 from tests.support.fakes import EPOCH
 
@@ -101,3 +101,81 @@ def test_long_ids_that_differ_only_at_their_end_stay_apart() -> None:
     first, second = (replace(CLIP, id="x" * 5000 + end) for end in "ab")
     assert names_same_clip(describe(first), first)
     assert not names_same_clip(describe(first), second)
+
+
+# -- read back: an object without a checkpoint ------------------------------------------------
+
+moments = st.integers(0, 4 * 10**12).map(lambda ms: EPOCH + ms % 10**11 * MS)
+
+
+@given(
+    camera=TEXT.filter(bool),
+    name=TEXT,
+    clip=TEXT,
+    classes=st.lists(st.text(max_size=20), max_size=4),
+    start=moments,
+    length=st.none() | st.integers(0, 10**7),
+)
+def test_what_an_object_says_is_the_clip_it_was_made_from(
+    camera: str, name: str, clip: str, classes: list[str], start: datetime, length: int | None
+) -> None:
+    end = None if length is None else start + length * MS
+    made = Clip(Camera("home", camera, name), clip, start, end, tuple(classes))
+    said = clip_of(describe(made))
+    if describe(made)["camera-id"] != camera:
+        assert said is None  # the hash of a camera's id is no camera
+        return
+    assert said is not None
+    assert (said.start, said.end, said.camera.source, said.camera.id) == (
+        start,
+        end,
+        "home",
+        camera,
+    )
+    assert said.id == kept_id(clip)
+    assert names_same_clip(describe(made), said)
+    if len(clip.encode()) <= LONGEST_VALUE and len(name.encode()) <= LONGEST_VALUE:
+        assert said == replace(made, classes=said.classes)
+    if sum(len(one.encode()) + 10 for one in classes) < 500:
+        assert said.classes == tuple(classes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            {field: None}
+            for field in ("source", "camera-id", "camera-name", "clip-id", "start", "end")
+        ),
+        {"source": ""},
+        {"camera-id": ""},
+        {"camera-id": "sha256:" + "0" * 64},
+        {"start": "yesterday"},
+        {"start": ""},
+        {"start": "2026-01-01T00:00:00"},
+        {"start": "2026-01-01T00:00:00+01:00"},
+        {"end": "2025-01-01T00:00:00Z"},
+        {"clip-id": "\ud800"},
+    ],
+    ids=str,
+)
+def test_an_object_that_does_not_say_it_plainly_is_nobodys(change: dict[str, str | None]) -> None:
+    metadata = {**describe(CLIP), **change}
+    assert clip_of({key: value for key, value in metadata.items() if value is not None}) is None
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*describe(CLIP), "x"]), TEXT | st.sampled_from([*describe(CLIP).values()])
+    )
+)
+def test_no_metadata_is_an_error(metadata: dict[str, str]) -> None:
+    said = clip_of(metadata)
+    if said is not None:
+        assert (said.camera.source, said.id) == (metadata["source"], metadata["clip-id"])
+
+
+@pytest.mark.parametrize("text", ["", "[", "{}", '"x"', "sha256:0", "[" * 100_000])
+def test_classes_that_cannot_be_read_are_none(text: str) -> None:
+    said = clip_of({**describe(CLIP), "classes": text})
+    assert said == replace(CLIP, classes=())

@@ -18,6 +18,7 @@ from nvr_backup.planner import (
     UNKNOWN_LENGTH,
     WHOLE_EVERY,
     Findings,
+    Hole,
     KnownClip,
     NewId,
     Reach,
@@ -287,6 +288,39 @@ def test_only_what_two_passes_have_shown_is_proven() -> None:
     assert once.whole == NOW
 
 
+def test_what_lies_behind_empty_days_is_proven_once_they_stay_empty() -> None:
+    """Two passes soon after each other may meet one and the same error that the recorder hides."""
+    reach = reach_at(100)
+    before, until = NOW - 90 * HOUR, NOW - 24 * HOUR
+    stretch = stretch_for(reach, rules=RULES, now=NOW)
+
+    def after(reach: Reach, hours: float, hole: Hole | None) -> Reach:
+        return advance(reach, stretch, found(NOW - HOUR, hole=hole), now=NOW + hours * HOUR)
+
+    first = after(reach, 0, Hole(before, until))
+    second = after(first, 1, Hole(before, until))
+    late = after(second, 5.9, Hole(before, until))
+    assert late == replace(first, proven=before, seen=before, whole=NOW)
+    # It has stayed empty for six hours: from now on as ever, two passes prove it.
+    vouched = after(late, 6, Hole(before, until))
+    assert (vouched.proven, vouched.seen) == (before, NOW - HOUR)
+    assert after(vouched, 6.1, Hole(before, until)).proven == NOW - HOUR
+    # An answer in between that shows those days has gone over them.
+    healed = after(second, 2, None)
+    assert (healed.proven, healed.seen) == (before, NOW - HOUR)
+    assert after(healed, 2.1, Hole(before, until)).proven == NOW - HOUR
+
+
+def test_days_that_no_pass_has_gone_over_are_new_however_long_the_last_pass_was_ago() -> None:
+    hole = Hole(before=None, until=NOW - 24 * HOUR)
+    away = reach_at(100, whole=NOW - 100 * HOUR)
+    stretch = stretch_for(away, rules=RULES, now=NOW)
+    first = advance(away, stretch, found(NOW - HOUR, hole=hole), now=NOW)
+    assert (first.proven, first.seen, first.whole) == (away.proven, away.seen, NOW)
+    failed = advance(away, stretch, found(NOW - HOUR, hole=hole, complete=False), now=NOW)
+    assert failed == away
+
+
 def test_a_pass_without_a_clip_moves_nothing() -> None:
     reach = reach_at(10, seen=NOW - HOUR)
     stretch = stretch_for(reach, rules=RULES, now=NOW)
@@ -345,7 +379,13 @@ REACHES = st.builds(Reach, MOMENTS, MOMENTS, MOMENTS, MOMENTS, st.none() | MOMEN
     REACHES,
     st.none() | MOMENTS,
     MOMENTS,
-    st.builds(Findings, st.none() | MOMENTS, st.none() | MOMENTS, st.booleans()),
+    st.builds(
+        Findings,
+        st.none() | MOMENTS,
+        st.none() | MOMENTS,
+        st.booleans(),
+        st.none() | st.builds(Hole, st.none() | MOMENTS, MOMENTS),
+    ),
 )
 def test_windows_and_reaches_hold_whatever_the_clock_does(
     recorded: Reach, latest: datetime | None, now: datetime, seen: Findings

@@ -107,6 +107,7 @@ def test_defaults(tmp_path: Path) -> None:
     assert schedule.lookback == timedelta(hours=2)
     assert schedule.backfill == timedelta(hours=24)
     assert (settings.transfer.workers, settings.transfer.chunk_size) == (4, 8 * 2**20)
+    assert (settings.checkpoint.snapshots, settings.checkpoint.stores) == (2, ())
     assert settings.log.level == "info"
     source = scrypted(settings)
     assert source.password.get_secret_value() == "hunter2-hunter2"
@@ -283,6 +284,19 @@ def test_a_password_may_come_from_a_credential_alone(tmp_path: Path) -> None:
     text = re.sub("password = .*", "", BASE)
     settings = loaded(tmp_path, text, CREDENTIALS_DIRECTORY=str(tmp_path))
     assert scrypted(settings).password.get_secret_value() == "p"
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\r\n"])
+def test_an_empty_credential_counts_as_not_set(tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    for name in ("sources.home.password", "stores.offsite.credentials_file", "sources.x.password"):
+        (folder / name).write_bytes(content)
+    settings = loaded(tmp_path, BASE, CREDENTIALS_DIRECTORY=str(folder))
+    assert settings == loaded(tmp_path, BASE)
+    assert settings.warnings == ()
+    path = written(tmp_path, re.sub("password = .*", "", BASE))
+    assert "sources.home.password" in refusal(path, {"CREDENTIALS_DIRECTORY": str(folder)})
 
 
 def test_only_the_given_environment_is_read(
@@ -622,6 +636,20 @@ WRONG = [
     (BASE + "[transfer]\nworkers = 0\n", "transfer.workers", "from 1 to 32"),
     (BASE + "[transfer]\nworkers = 33\n", "transfer.workers", "from 1 to 32"),
     (BASE + "[transfer]\nworkers = true\n", "transfer.workers", "whole number"),
+    (BASE + "[checkpoint]\nsnapshots = -1\n", "checkpoint.snapshots", "from 0 to 100"),
+    (BASE + "[checkpoint]\nsnapshots = 101\n", "checkpoint.snapshots", "from 0 to 100"),
+    (BASE + "[checkpoint]\nstores = ['cloud']\n", "checkpoint.stores[0]", "offsite, nas"),
+    (BASE + "[checkpoint]\nstores = ['nsa']\n", "checkpoint.stores[0]", 'Did you mean "nas"'),
+    (
+        BASE + "[checkpoint]\nsnapshots = 0\nstores = ['nas']\n",
+        "checkpoint.stores",
+        "checkpoint.snapshots is 0",
+    ),
+    (
+        BASE + "key_template = '_nvr-backup/{clipId}.mp4'\n",
+        "stores.nas.key_template",
+        "keeps its own there",
+    ),
     (BASE + "[transfer]\nworkers = '4'\n", "transfer.workers", "whole number"),
     (BASE + "[transfer]\nchunk_size = '8M'\n", "transfer.chunk_size", "is not a size"),
     (BASE + "[transfer]\nchunk_size = '1MB'\n", "transfer.chunk_size", "multiple of 256KiB"),
@@ -785,7 +813,6 @@ def test_bad_credentials(tmp_path: Path) -> None:
     credential = folder / "sources.home.password"
     for content, says in [
         (b"hunter2\xff", "not UTF-8"),
-        (b"", "must not be empty"),
         (b"two\nlines", "line ends"),
         (b"x" * 70_000, "too large"),
     ]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from nvr_backup.checkpoint import Checkpoint
 from nvr_backup.database import FILE_NAME, CheckpointError
 from nvr_backup.errors import Transient
+from nvr_backup.healing import list_again
 from nvr_backup.keys import candidates
-from nvr_backup.model import Camera, Clip
+from nvr_backup.model import Camera, Clip, Window
 from nvr_backup.planner import TAIL, WHOLE_EVERY, Reach, Rules
 from nvr_backup.rows import Claim
 from nvr_backup.survey import PASS_LENGTH, Survey
@@ -46,6 +49,11 @@ async def survey(checkpoint: Checkpoint) -> Survey:
 def source_of(survey: Survey) -> FakeSource:
     assert isinstance(survey.source, FakeSource)
     return survey.source
+
+
+def past_windows(survey: Survey) -> list[Window]:
+    """What was asked for, but for the look into the future."""
+    return [window for _, window in source_of(survey).windows if window.start < NOW]
 
 
 def record(survey: Survey, start: datetime, end: datetime | None, id: str) -> Clip:
@@ -178,6 +186,30 @@ async def test_an_empty_answer_in_the_middle_is_asked_again(survey: Survey) -> N
     assert await planned(survey) == ["day2", "day1", "day0"]
 
 
+async def test_days_that_stay_empty_for_hours_are_not_given_up(survey: Survey) -> None:
+    """The recorder shows today, and for some passes swallows an error about the days before."""
+    long = replace(survey, rules=replace(RULES, backfill=4 * DAY))
+    for day in (3, 2, 1, 0):
+        source_of(survey).add(clip_at(-day * 1440 + 600, id=f"day{day}"), mp4(100))
+    hidden = {id: source_of(survey).recordings.pop(id) for id in ("day3", "day1")}
+    for minutes in range(0, 5 * 60, 20):
+        await long.camera(PORCH, now=NOW + minutes * MINUTE)
+    source_of(survey).recordings |= hidden
+    await long.camera(PORCH, now=NOW + WHOLE_EVERY)
+    assert await planned(survey) == ["day3", "day2", "day1", "day0"]
+
+
+async def test_days_that_are_empty_are_asked_for_until_that_is_certain(survey: Survey) -> None:
+    """A backfill reaches further back than the recorder: that costs four passes, not all."""
+    long = replace(survey, rules=replace(RULES, backfill=60 * DAY))
+    source_of(survey).add(clip_at(1430), mp4(100))
+    for hours in range(24):
+        await long.camera(PORCH, now=NOW + hours * HOUR)
+    assert (await reach(survey)).proven == clip_at(1430).start
+    asked = [window.end - window.start for _, window in source_of(survey).windows]
+    assert sum(asked, timedelta(0)) < 4 * 61 * DAY + 24 * (TAIL + 4 * HOUR)
+
+
 async def test_empty_first_answers_shorten_no_backfill(survey: Survey) -> None:
     """A recorder that is still starting shows nothing, for days."""
     long = replace(survey, rules=replace(RULES, backfill="all"))
@@ -248,7 +280,7 @@ async def test_the_earliest_growing_clip_of_all_days_holds_the_reach(survey: Sur
     early = record(survey, END - 2 * MINUTE, None, "before the seam")
     record(survey, END - SETTLE, None, "after the seam")
     await replace(survey, rules=rules).camera(PORCH, now=NOW)
-    assert len(source_of(survey).windows) == 2
+    assert len(past_windows(survey)) == 2
     assert await listed_until(survey) == early.start
     assert await planned(survey) == []
 
@@ -259,7 +291,7 @@ async def test_the_earliest_growing_clip_of_all_days_holds_the_reach(survey: Sur
 async def test_months_are_listed_a_day_at_a_time_oldest_first(survey: Survey) -> None:
     rules = replace(RULES, backfill=90 * DAY + HOUR)
     await replace(survey, rules=rules).camera(PORCH, now=NOW)
-    windows = [window for _, window in source_of(survey).windows]
+    windows = past_windows(survey)
     assert (windows[0].start, windows[-1].end) == (END - 90 * DAY - HOUR, END)
     assert len(windows) == 91
     assert max(window.end - window.start for window in windows) == DAY
@@ -270,7 +302,7 @@ async def test_a_later_pass_looks_back_from_where_the_last_one_ended(survey: Sur
     await survey.camera(PORCH, now=NOW)
     source_of(survey).windows.clear()
     await survey.camera(PORCH, now=NOW + HOUR)
-    windows = [window for _, window in source_of(survey).windows]
+    windows = past_windows(survey)
     begin = END - DAY  # one pass proves nothing yet
     assert (windows[0].start, windows[-1].end) == (begin, END + HOUR)
     source_of(survey).windows.clear()
@@ -383,6 +415,20 @@ async def test_a_clip_under_a_new_id_is_fetched_by_that_id(survey: Survey) -> No
     assert await planned(survey) == ["new"]
 
 
+async def test_a_recorder_that_filters_shows_its_clips_from_the_future_too(survey: Survey) -> None:
+    """No stretch up to now ever shows them: they are asked for."""
+    assert (await survey.camera(PORCH, now=NOW)).ahead == 0
+    for hours in (1, 14):
+        record(survey, NOW + hours * HOUR, NOW + hours * HOUR + MINUTE, f"in {hours} hours")
+    found = await survey.camera(PORCH, now=NOW)
+    assert (found.listed, found.ahead, found.planned) == (0, 2, 0)
+    faults = source_of(survey).faults
+    faults.skip["clips"] = len(past_windows(survey)) // 2  # those of one pass
+    faults.arm("clips", Transient("no such question"))
+    assert (await survey.camera(PORCH, now=NOW)).ahead is None
+    assert not faults.unused()
+
+
 async def test_clips_from_the_future_are_counted_and_left_for_later(survey: Survey) -> None:
     ahead = clip_at(24 * 60 + 30)
 
@@ -440,3 +486,37 @@ async def test_a_dry_run_beside_an_engine_knows_what_it_knows(
     finally:
         beside.close()
     assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+# -- beside `verify --fix` ------------------------------------------------------------------------
+
+
+async def test_a_listing_under_way_does_not_undo_that_something_is_to_be_listed_again(
+    survey: Survey,
+) -> None:
+    source_of(survey).add(clip_at(60), mp4(100))
+    source_of(survey).add(clip_at(1300), mp4(100))
+    for _ in range(3):
+        await survey.camera(PORCH, now=NOW)
+    missed = EPOCH + HOUR / 2
+    assert (await reach(survey)).proven > missed
+    under_way = NOW + HOUR
+    done = False
+
+    def verify_fixes() -> None:
+        nonlocal done
+        if not done:
+            done = True
+            # As another process does: behind the back of the pass that has read the reach already.
+            with closing(sqlite3.connect(survey.checkpoint.database.path)) as db, db:
+                list_again(db, "home", "porch", "nas", missed)
+
+    await replace(survey, step=verify_fixes).camera(PORCH, now=under_way)
+    assert done
+    there = await reach(survey)
+    assert (there.proven, there.seen, there.listed_until, there.whole) == (*[missed] * 3, None)
+    source_of(survey).windows.clear()
+    await survey.camera(PORCH, now=under_way + HOUR)
+    assert past_windows(survey)[0].start <= missed
+    await survey.camera(PORCH, now=under_way + 2 * HOUR)
+    assert (await reach(survey)).proven > missed

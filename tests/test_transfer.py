@@ -24,6 +24,8 @@ from nvr_backup.errors import (
 )
 from nvr_backup.metadata import describe
 from nvr_backup.model import Clip, StoredObject, UploadState
+from nvr_backup.mp4 import ClipInspector
+from nvr_backup.overlap import PROOF_BYTES, Witness
 from nvr_backup.transfer import (
     FRESH_STARTS,
     KEYS_TRIED,
@@ -182,10 +184,10 @@ async def test_a_source_that_fails_half_way_is_resumed_where_the_store_is(way: W
     assert 0 < state.offset == len(way.store.sessions[state.session])
     await way.run()
     assert way.store.objects["first.mp4"][1] == way.data
-    assert way.source.opened[-1] == (way.clip.id, state.offset)
+    assert way.source.opened[-1] == (way.clip.id, state.offset - PROOF_BYTES)
     assert way.store.received == way.size  # nothing was sent twice
     assert way.activity.resumed_at == state.offset
-    assert way.activity.received == way.size - state.offset
+    assert way.activity.received == way.size - state.offset + PROOF_BYTES
 
 
 @pytest.mark.parametrize("broken", range(6))
@@ -217,9 +219,12 @@ async def test_a_source_without_ranges_is_read_again_and_proves_to_be_the_same_s
 
 @pytest.mark.parametrize("change", ["other bytes", "shorter"])
 @pytest.mark.parametrize("step", ["send", "finish"])
-async def test_a_clip_that_changed_meanwhile_begins_anew(change: str, step: str) -> None:
+@pytest.mark.parametrize("ranges", [False, True])
+async def test_a_clip_that_changed_meanwhile_begins_anew(
+    change: str, step: str, ranges: bool
+) -> None:
     """What the store holds of it is never joined with what the source has now."""
-    way = Way(source=FakeSource(ranges=False))
+    way = Way(source=FakeSource(ranges=ranges))
     way.store.faults.skip["send"] = 3
     way.store.faults.arm(step, Transient("503"))
     with pytest.raises(Transient):
@@ -239,6 +244,30 @@ async def test_a_range_of_a_changed_clip_is_caught_by_the_stores_checksum() -> N
     way.source.add(way.clip, new := mp4(way.size, seed=5))
     await way.run()
     assert way.store.objects["first.mp4"][1] == new
+
+
+def test_a_witness_keeps_the_last_bytes_however_they_come() -> None:
+    data = mp4(3000)
+    for size in (1, 7, PROOF_BYTES - 1, PROOF_BYTES, PROOF_BYTES + 1, 1000):
+        witness = Witness()
+        assert (witness.proof, Witness(witness.state()).proof) == (b"", b"")
+        for at in range(0, len(data), size):
+            witness.feed(data[at : at + size])
+            assert witness.proof == data[: at + size][-PROOF_BYTES:]
+            witness = Witness(witness.state())  # as after a death
+        witness.finish()
+
+
+def test_a_witness_reads_the_state_of_an_inspector_alone_and_no_nonsense() -> None:
+    alone = ClipInspector()
+    alone.feed(mp4(3000)[:1000])
+    witness = Witness(alone.state())
+    assert witness.proof == b""
+    witness.feed(mp4(3000)[1000:])
+    witness.finish()
+    for nonsense in ("xyz:", "ab", "abc:[]", "ab:nothing", "{}"):
+        with pytest.raises(StartOver):
+            Witness(nonsense)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +351,7 @@ async def test_the_source_is_closed_whatever_the_end(way: Way) -> None:
     with pytest.raises(Transient):
         await way.run()
     await way.run()
-    assert closed == [0, CHUNK]
+    assert closed == [0, CHUNK - PROOF_BYTES]
 
 
 @pytest.mark.parametrize(
@@ -509,6 +538,76 @@ async def test_a_key_taken_before_a_byte_was_sent_is_settled_by_metadata(way: Wa
     other.store.faults.arm("send", KeyTaken("exists"))
     other.foreign("first.mp4", other.data, **describe(clip_at(0, seconds=5)))
     assert (await other.run()).stored.key == "second.mp4"
+
+
+async def test_the_corrupt_object_that_may_not_be_replaced_is_never_ours(way: Way) -> None:
+    """Its store says what it said when the clip was stored: only the bytes have rotted."""
+    held = way.foreign("first.mp4", way.data, **describe(way.clip))
+    for step in ("finish", "send", "put"):
+        way.store.faults.arm(step, KeyTaken("may not be replaced"))
+        way.row.keys = [f"{step}.mp4"]
+        transfer = way.begin()
+        transfer.replaces = held.generation
+        carried = await transfer.run(None)
+        assert (carried.stored.key, carried.verified) == (f"{step}.mp4", True)
+        assert way.store.objects["first.mp4"][0] is held
+    assert way.store.faults.unused() == []
+
+
+class Remembering(FakeStore):
+    """Notes what each put was to replace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.replaced: list[tuple[str, str | None]] = []
+
+    def put(self, key: str, **options: Any) -> Any:
+        self.replaced.append((key, options["replaces"]))
+        return super().put(key, **options)
+
+
+@pytest.mark.parametrize("gone", [True, False])
+async def test_nothing_but_the_corrupt_object_is_ever_to_be_replaced(gone: bool) -> None:
+    """It has gone meanwhile, or the clip gets another key: then nothing may lie there."""
+    store = Remembering()
+    way = Way(store=store)
+    if not gone:
+        way.foreign("first.mp4")
+    store.faults.arm("finish", KeyTaken("not this generation"))
+    transfer = way.begin()
+    transfer.replaces = "7"
+    carried = await transfer.run(None)
+    second = "first.mp4" if gone else "second.mp4"
+    assert store.replaced == [("first.mp4", "7"), (second, None)]
+    assert carried.stored.key == second
+
+
+async def test_what_came_meanwhile_is_not_believed_by_its_description_alone(way: Way) -> None:
+    """Rotten bytes are described rightly too, and may have been moved to another generation."""
+    held = way.foreign("first.mp4", way.data, **describe(way.clip))
+    way.store.faults.arm("send", KeyTaken("not this generation"))
+    transfer = way.begin()
+    transfer.replaces = "another"
+    assert (await transfer.run(None)).stored.key == "second.mp4"
+    assert way.store.objects["first.mp4"][0] is held
+
+
+async def test_a_clip_that_is_gone_leaves_the_corrupt_object_as_it_is(way: Way) -> None:
+    held = way.foreign("first.mp4", b"corrupt")
+    del way.source.recordings[way.clip.id]
+    transfer = way.begin()
+    transfer.replaces = held.generation
+    with pytest.raises(Unfit):
+        await transfer.run(None)
+    assert way.store.objects == {"first.mp4": (held, b"corrupt")}
+
+
+async def test_an_object_other_than_the_corrupt_one_is_judged_by_its_bytes(way: Way) -> None:
+    """Somebody stored it anew meanwhile."""
+    held = way.foreign("first.mp4", way.data)
+    transfer = way.begin()
+    transfer.replaces = "another"
+    assert await transfer.run(None) == Carried(held, verified=True)
 
 
 async def test_a_store_that_is_down_while_we_look_costs_no_second_object(way: Way) -> None:

@@ -17,8 +17,18 @@ User=nvr-backup
 DynamicUser=yes
 StateDirectory=nvr-backup
 SupplementaryGroups=
+"""
+FILES = """\
+# /etc/systemd/system/nvr-backup.service
+[Service]
+# LoadCredential=not:/this
+ExecStart=/opt/nvr-backup/current/bin/nvr-backup run
 LoadCredential=a.password:/etc/nvr-backup/credentials/a.password
-LoadCredential=b.key:/etc/nvr-backup/credentials/b.key
+SetCredential=a.password:\\n
+
+# /etc/systemd/system/nvr-backup.service.d/more.conf
+[Service]
+LoadCredential = b.key:/etc/nvr-backup/credentials/b.key
 """
 CREDENTIALS = (
     "LoadCredential=a.password:/etc/nvr-backup/credentials/a.password",
@@ -27,24 +37,26 @@ CREDENTIALS = (
 
 
 def test_what_makes_the_service_who_it_is() -> None:
-    assert read(SHOWN) == Unit(
+    assert read(SHOWN, FILES) == Unit(
         "nvr-backup",
         ("User=nvr-backup", "DynamicUser=yes", "StateDirectory=nvr-backup", *CREDENTIALS),
     )
 
 
-def test_credentials_on_one_line_are_as_many() -> None:
-    one = "LoadState=loaded\nUser=u\nLoadCredential=a:/x b:/y\n"
-    assert read(one) == Unit("u", ("User=u", "LoadCredential=a:/x", "LoadCredential=b:/y"))
+def test_an_empty_line_takes_the_credentials_before_it_back() -> None:
+    later = "[Service]\nLoadCredential=\nLoadCredential=c:/z\n"
+    assert read("LoadState=loaded\nUser=u\n", FILES + later) == Unit(
+        "u", ("User=u", "LoadCredential=c:/z")
+    )
 
 
 def test_a_unit_without_a_user_is_roots() -> None:
-    assert read("LoadState=loaded\nUser=\nDynamicUser=no\n") == Unit("root", ())
+    assert read("LoadState=loaded\nUser=\nDynamicUser=no\n", "") == Unit("root", ())
 
 
 @pytest.mark.parametrize("shown", ["", "LoadState=not-found\nUser=\n", "LoadState=masked\n"])
 def test_no_unit(shown: str) -> None:
-    assert read(shown) is None
+    assert read(shown, "") is None
 
 
 def test_no_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -55,7 +67,11 @@ def test_no_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "found"),
     [
-        (f"cat <<'E'\n{SHOWN}E", read(SHOWN)),
+        (
+            f"if [ $1 = show ]; then cat <<'E'\n{SHOWN}E\nelse cat <<'E'\n{FILES}E\nfi",
+            read(SHOWN, FILES),
+        ),
+        (f"[ $1 = show ] && cat <<'E'\n{SHOWN}E", read(SHOWN, "")),
         ("exit 1", None),
         ("exec sleep 60", None),
     ],
@@ -72,7 +88,7 @@ def test_systemctl_is_asked(
 
 
 def test_another_user_is_told_how_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    unit = read(SHOWN)
+    unit = read(SHOWN, FILES)
     assert unit is not None
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     finding = _service(unit, ["/opt/nvr-backup/bin/nvr-backup", "doctor", "--config", "/a b"])

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from nvr_backup import __version__
-from nvr_backup.cli import carry, check, clips, play, status
+from nvr_backup.cli import carry, check, clips, coverage, play, rebuild, restore, status, verify
 from nvr_backup.cli.exits import CODES, report_bug, reported
 
 __all__ = ["app", "main"]
@@ -70,9 +70,13 @@ for _name, _command in (
     ("check-config", check.check_config),
     ("doctor", check.doctor),
     ("status", status.status),
+    ("coverage", coverage.coverage),
+    ("verify", verify.verify),
     ("clips", clips.clips),
     ("explain", clips.explain),
     ("retry", clips.retry),
+    ("rebuild", rebuild.rebuild),
+    ("restore", restore.restore),
     ("demo", play.demo),
     ("simulate", play.simulate),
 ):

@@ -24,8 +24,10 @@ from nvr_backup.settings import (
     StoreSettings,
     find_config,
     format_duration,
+    format_limit,
     format_size,
 )
+from nvr_backup.uplink import UNLIMITED
 
 
 def check_config(config: ConfigOption = None) -> None:
@@ -61,6 +63,10 @@ def _meaning(found: Settings) -> Iterator[str]:
         f"At most {number(found.transfer.workers, 'clip')} at a time, in chunks of "
         f"{format_size(found.transfer.chunk_size)}: up to {size(memory)} of memory for them."
     )
+    limit = found.transfer.upload_limit
+    if limit != UNLIMITED:
+        zone = f" (time of {found.upload_zone or 'this machine'})" if limit.spans else ""
+        yield f"Uploads to buckets, all together: {format_limit(limit)}{zone}."
 
 
 def _schedule(schedule: Schedule) -> str:
@@ -111,7 +117,7 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     \b
     Logs in, lists the cameras with their newest clips, asks what the store's key
     may do, compares clocks, looks at disk and checkpoint. Changes nothing, works
-    beside a running daemon. Under systemd it tells how to look as the service does.
+    beside a running daemon. Under systemd it tells how to look as the service.
     Exit code 0: nothing failed; 1: something did.
 
     \b

@@ -135,6 +135,8 @@ def _copy_json(copy: Copy) -> dict[str, Any]:
         "crc32c": copy.crc32c,
         "generation": copy.generation,
         "verified": copy.verified if copy.state == "stored" else None,
+        "proven": iso(copy.proven),
+        "found_wrong": copy.wrong,
     }
 
 
@@ -230,7 +232,12 @@ def _where_it_is(copy: Copy, *, alive: bool) -> str:
                 if copy.verified
                 else "created by us, its checksum could not be read back"
             )
-            return f"stored, {size(copy.size or 0)}, {checked}"
+            found = f"stored, {size(copy.size or 0)}, {checked}"
+            if copy.proven is not None:
+                found += f"\n    last read back and right {local(copy.proven)}"
+            if copy.wrong is not None:
+                found += f"\n    found wrong: {copy.wrong} (`nvr-backup verify --fix`)"
+            return found
         case "set_aside":
             return f"set aside: {short(copy.reason or '', 400)}\n    `nvr-backup retry` tries again"
         case "waiting":
@@ -251,6 +258,12 @@ def _happened(attempt: report.Attempt) -> str:
     word = attempt.outcome.replace("_", " ")
     if attempt.outcome == "retried":
         return "put back by hand"
+    if attempt.outcome == "found":
+        return "found in the store by a rebuild"
+    if attempt.outcome == "found":
+        return "found in the store while the checkpoint was rebuilt"
+    if attempt.outcome == "found_wrong":
+        return f"found wrong in the store, planned again: {short(attempt.reason, 400)}"
     cost = f"{size(attempt.received)} received in {attempt.seconds:.1f} s"
     reason = f": {short(attempt.reason, 400)}" if attempt.reason else ""
     return f"{word} ({cost}){reason}"

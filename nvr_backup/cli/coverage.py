@@ -42,6 +42,7 @@ _LOOK: Final = {
     State.WAITING: ("w", "yellow", "waiting"),
     State.UNPLANNED: ("!", "magenta", "not planned"),
     State.SET_ASIDE: ("A", "red", "set aside"),
+    State.WRONG: ("E", "red", "found wrong in the store"),
     State.LOST: ("X", "bold red", "lost"),
 }
 """A state's character, its colour where there are colours, and its name."""
@@ -79,7 +80,7 @@ def coverage(
       ·  the recorder has nothing      #  all of it is safe
       w  waiting to be stored          A  set aside by name
       X  lost: gone before stored      !  at the recorder, but never planned
-      +  stored, could not be verified
+      +  stored, could not be verified E  found wrong by `verify`
       ?  not listed for good, and the recorder could not be asked
 
     \b

@@ -34,6 +34,8 @@ from nvr_backup.settings.quantities import parse_duration
 
 UNIT_CREDENTIALS: Final = Path("/run/credentials/nvr-backup.service")
 """Where systemd keeps the service's credentials while it runs; root may read them."""
+KEPT_CREDENTIALS: Final = Path("/etc/nvr-backup/credentials")
+"""Where the unit takes them from (deploy/install.sh); for root, while the service does not run."""
 
 FARTHEST_SINCE: Final = timedelta(days=730)
 
@@ -60,12 +62,13 @@ def settings(config: Path | None) -> Settings:
 
 
 def _environment(path: Path | None) -> Mapping[str, str]:
-    """The environment; for the installed configuration with the running service's credentials."""
+    """The environment; for the installed configuration with the service's credentials."""
     if path != DEFAULT_CONFIG or os.environ.get("CREDENTIALS_DIRECTORY"):
         return os.environ
-    if not os.access(UNIT_CREDENTIALS, os.R_OK | os.X_OK):
-        return os.environ
-    return {**os.environ, "CREDENTIALS_DIRECTORY": str(UNIT_CREDENTIALS)}
+    for folder in (UNIT_CREDENTIALS, KEPT_CREDENTIALS):
+        if os.access(folder, os.R_OK | os.X_OK):
+            return {**os.environ, "CREDENTIALS_DIRECTORY": str(folder)}
+    return os.environ
 
 
 def remark(found: Settings) -> None:
@@ -116,6 +119,21 @@ def whereabouts(config: Path | None) -> Whereabouts:
     found = Settings.model_validate(kept, context=place)
     cameras = {name: found.sources[name].cameras for name in sources}
     return Whereabouts(found.state_dir, found.schedule, cameras, frozenset(stores))
+
+
+def without_sources(config: Path | None) -> Settings:
+    """The stores and what it takes to use them; the sources are not looked at.
+
+    For commands that bring footage back, also on a machine that has never seen the recorder: a
+    configuration of stores alone will do, and no password of a source is needed.
+    """
+    path = find_config(config, os.environ)
+    raw, place = read_layers(path, _environment(path))
+    place.problems[:] = [one for one in place.problems if not one.path.startswith("sources")]
+    looked_at = ("state_dir", "transfer", "log", "stores")
+    kept: dict[str, Any] = {name: raw[name] for name in looked_at if name in raw}
+    kept["sources"] = {"none": _made_up({})}
+    return Settings.model_validate(kept, context=place)
 
 
 def _made_up(source: object) -> dict[str, Any]:

@@ -32,6 +32,27 @@ LINES_AT_MOST: Final = 8
 
 
 @dataclass(slots=True)
+class Rate:
+    """How fast a number of bytes has grown lately."""
+
+    clock: Clock
+    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def look(self, total: int) -> None:
+        """Take a sample; call it before each drawing."""
+        now = self.clock.monotonic()
+        self._samples.append((now, total))
+        while now - self._samples[0][0] > RATE_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def per_second(self) -> float:
+        """Bytes a second."""
+        (begin, before), (end, after) = self._samples[0], self._samples[-1]
+        return (after - before) / (end - begin) if end > begin else 0.0
+
+
+@dataclass(slots=True)
 class Tracker:
     """Counts and rates that the pool does not keep: everything in bytes and monotonic seconds."""
 
@@ -40,7 +61,10 @@ class Tracker:
     total: int = 0
     carried: int = 0
     _last: dict[int, int] = field(default_factory=dict)
-    _samples: deque[tuple[float, int]] = field(default_factory=deque)
+    _rate: Rate = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._rate = Rate(self.clock)
 
     def look(self) -> None:
         """Take a sample; call it before each drawing."""
@@ -48,16 +72,12 @@ class Tracker:
         for copy, received in now_received.items():
             self.carried += received - self._last.get(copy, 0)
         self._last = now_received
-        now = self.clock.monotonic()
-        self._samples.append((now, self.carried))
-        while now - self._samples[0][0] > RATE_SECONDS:
-            self._samples.popleft()
+        self._rate.look(self.carried)
 
     @property
     def rate(self) -> float:
         """Bytes a second received from sources, lately."""
-        (begin, before), (end, after) = self._samples[0], self._samples[-1]
-        return (after - before) / (end - begin) if end > begin else 0.0
+        return self._rate.per_second
 
     @property
     def done(self) -> int:
@@ -81,7 +101,7 @@ def drawing(tracker: Tracker, headline: str) -> RenderableType:
 def _overall(tracker: Tracker, headline: str) -> RenderableType:
     done, total = tracker.done, max(tracker.done, tracker.total)
     numbers = f"{done:,} of {number(total, 'clip')}, {size(tracker.pool.outcomes.stored_bytes)}"
-    return _row(
+    return row(
         Text(headline, style="bold"),
         (done, max(total, 1)),
         f"{numbers}, {tracker.rate / 1e6:.1f} MB/s",
@@ -102,21 +122,21 @@ def _transfer(running: Running) -> RenderableType:
     position = min(activity.received + activity.resumed_at, activity.size or 1 << 62)
     known = f"{size(position)} of {size(activity.size)}" if activity.size else size(position)
     began = claim.clip.start.astimezone().strftime("%H:%M:%S")
-    return _row(
+    return row(
         Text(f"  {short(claim.clip.camera.name, 14)}"),
         (position, activity.size) if activity.size else (0, 1),
         f"{began} → {short(claim.store, 10)}, {known}",
     )
 
 
-def _row(name: Text, bar: tuple[int, int], text: str) -> RenderableType:
+def row(name: Text, bar: tuple[int, int], text: str) -> RenderableType:
     """All lines alike, so that they make columns; with room for a ^C in 80 columns."""
-    row = Table.grid(padding=(0, 1))
-    row.add_column(width=16, no_wrap=True)
-    row.add_column(width=14)
-    row.add_column(width=44, no_wrap=True)
-    row.add_row(name, ProgressBar(completed=bar[0], total=bar[1], width=14), Text(text))
-    return row
+    line = Table.grid(padding=(0, 1))
+    line.add_column(width=16, no_wrap=True)
+    line.add_column(width=14)
+    line.add_column(width=44, no_wrap=True)
+    line.add_row(name, ProgressBar(completed=bar[0], total=bar[1], width=14), Text(text))
+    return line
 
 
 @asynccontextmanager

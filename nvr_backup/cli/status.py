@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Final
 
 import typer
@@ -16,160 +14,15 @@ from rich.live import Live
 from rich.text import Text
 
 from nvr_backup import report
+from nvr_backup.cli.concerns import Concern, Picture
 from nvr_backup.cli.exits import Code, Misused
-from nvr_backup.cli.options import ConfigOption, JsonOption, Whereabouts, rule_of, whereabouts
+from nvr_backup.cli.options import ConfigOption, JsonOption, Whereabouts, whereabouts
 from nvr_backup.cli.terminal import console, print_json, print_table
 from nvr_backup.cli.words import ago, iso, local, number, short, size, span, zone
 from nvr_backup.clock import SystemClock
-from nvr_backup.planner import TAIL, WHOLE_EVERY
-from nvr_backup.report import Account, Copy, Status
+from nvr_backup.findings import Audited
 
 WATCH_SECONDS: Final = 2.0
-
-NAMED_AT_MOST: Final = 5
-"""Cameras that a concern names; the rest is a number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Concern:
-    """Something a person should know or do. `behind` makes the exit code 1."""
-
-    text: str
-    do: str
-    behind: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A status with what is known around it."""
-
-    where: Whereabouts
-    status: Status
-    process: int | None
-    now: datetime
-
-    @property
-    def next_cycle(self) -> datetime | None:
-        """When the next cycle is due, if a daemon runs."""
-        last = self.status.last_cycle
-        return rule_of(self.where.schedule).next_after(last) if last is not None else None
-
-    def uploading(self) -> tuple[Copy, ...]:
-        """Claims of the latest opening are alive only while an engine is."""
-        return self.status.uploading if self.process is not None else ()
-
-    def configured(self, account: Account) -> bool:
-        """Whether the configuration still names this source and store."""
-        return account.source in self.where.cameras and account.store in self.where.stores
-
-    def wanted(self, account: Account) -> bool:
-        """Whether this camera is still to be listed for this store."""
-        return self.configured(account) and self.where.wants(
-            account.source, account.camera, account.camera_id
-        )
-
-    def concerns(self) -> list[Concern]:
-        """What is wrong, the worst first."""
-        return [
-            *self._cycle_concerns(),
-            *self._unlisted(),
-            *self._overdue(),
-            *self._set_aside(),
-            *self._orphans(),
-        ]
-
-    def _cycle_concerns(self) -> list[Concern]:
-        start = "Start the daemon (`systemctl start nvr-backup`), or run `nvr-backup once`."
-        last = self.status.last_cycle
-        if last is None:
-            return [Concern("No cycle has run yet.", start)]
-        rule = rule_of(self.where.schedule)
-        if rule.next_after(rule.next_after(last)) >= self.now:
-            return []
-        if self.process is None:
-            return [Concern(f"The last cycle began {ago(last, self.now)} and nothing runs.", start)]
-        return [
-            Concern(
-                f"The last cycle began {ago(last, self.now)}, two are overdue.",
-                "Look into the daemon's log: `journalctl -u nvr-backup -n 50`.",
-            )
-        ]
-
-    def _unlisted(self) -> list[Concern]:
-        """Cycles ran without a camera; one that is gone for long is left in peace."""
-        do = "`nvr-backup doctor` says why. A camera that the recorder no longer has needs nothing."
-        last = self.status.last_cycle
-        if last is None:
-            return []
-        begun = {account.source for account in self.status.accounts}
-        found = [
-            Concern(f"No camera of {source} was ever listed.", "`nvr-backup doctor` says why.")
-            for source in sorted(self.where.cameras.keys() - begun)
-        ]
-        behind: dict[tuple[str, str], list[Account]] = {}
-        for account in filter(self.wanted, self.status.accounts):
-            if account.listed is None or self._listing_due(account, account.listed) < last:
-                behind.setdefault((account.source, account.store), []).append(account)
-        for (source, store), accounts in behind.items():
-            times = [account.listed for account in accounts if account.listed is not None]
-            since = f"since {local(max(times))}" if times else "yet"
-            names = ", ".join(account.camera for account in accounts[:NAMED_AT_MOST])
-            more = f" and {len(accounts) - NAMED_AT_MOST} more" if accounts[NAMED_AT_MOST:] else ""
-            fresh = not times or self.now - max(times) < report.FRESH
-            found.append(
-                Concern(f"Not listed {since} ({source} → {store}): {names}{more}", do, behind=fresh)
-            )
-        return found
-
-    def _listing_due(self, account: Account, listed: datetime) -> datetime:
-        """When a camera listed then must have been listed again, one failure granted.
-
-        A camera without clips for long is listed as a whole only now and then.
-        """
-        schedule = self.where.schedule
-        rule = rule_of(schedule)
-        proven = account.proven or listed
-        quiet = listed - proven + schedule.lookback > TAIL
-        return rule.next_after(rule.next_after(listed + (WHOLE_EVERY if quiet else timedelta())))
-
-    def _overdue(self) -> list[Concern]:
-        found = []
-        for grounds in self.status.overdue:
-            why = grounds.reason or "not tried yet"
-            found.append(
-                Concern(
-                    f"{number(grounds.copies, 'clip')} waiting for more than "
-                    f"{span(report.OVERDUE)} (oldest from {local(grounds.oldest)}): {why}",
-                    "`nvr-backup doctor` finds out what does not work; "
-                    "`nvr-backup clips --state waiting` names the clips.",
-                )
-            )
-        return found
-
-    def _set_aside(self) -> list[Concern]:
-        old = f" (none of them in the last {report.FRESH.days} days)"
-        return [
-            Concern(
-                f"{number(grounds.copies, 'clip')} set aside: {grounds.reason}"
-                + ("" if grounds.fresh else old),
-                "`nvr-backup clips --state set-aside` names them; "
-                "`nvr-backup retry --all` tries them again.",
-                behind=grounds.fresh > 0,
-            )
-            for grounds in self.status.set_aside
-        ]
-
-    def _orphans(self) -> list[Concern]:
-        return [
-            Concern(
-                f"{number(account.waiting, 'clip')} of {account.camera} for "
-                f"{account.source} → {account.store}, which is no longer configured.",
-                "Put that source and store back, or leave the clips where they are.",
-                behind=False,
-            )
-            for account in self.status.accounts
-            if account.waiting and not self.configured(account)
-        ]
 
 
 def status(
@@ -185,7 +38,7 @@ def status(
     \b
     Exit code 1 means "behind": a clip was set aside in the last 7 days, or has
     waited for more than 2 hours; a camera could not be listed; the last cycle is
-    older than twice the schedule.
+    older than twice the schedule; an object was found missing or corrupt.
 
     \b
     Examples:
@@ -235,7 +88,7 @@ def _watch(where: Whereabouts) -> None:
                 with out.capture() as drawn:
                     _show_status(out, picture, picture.concerns())
                 live.update(Text.from_ansi(drawn.get()), refresh=True)
-            time.sleep(WATCH_SECONDS)
+            asyncio.run(SystemClock().sleep(WATCH_SECONDS))
 
 
 def _show_status(out: Console, picture: Picture, concerns: Sequence[Concern]) -> None:
@@ -252,6 +105,9 @@ def _show_status(out: Console, picture: Picture, concerns: Sequence[Concern]) ->
     lag = "nothing waits" if oldest is None else f"the oldest began {ago(oldest, now)}"
     out.print(f"Backlog  {number(waiting, 'clip')} waiting; {lag}")
     out.print(f"Pace     {_pace(picture, waiting)}")
+    for store, audited in found.audits.items():
+        if store in picture.where.stores:
+            out.print(f"Audit    {_audit(store, audited, now)}")
     if found.accounts:
         out.print()
         _show_accounts(out, picture)
@@ -277,6 +133,15 @@ def _pace(picture: Picture, waiting: int) -> str:
     )
     if waiting:
         text += f"; the backlog is empty in about {span(waiting * pace.over / pace.clips)}"
+    return text
+
+
+def _audit(store: str, audited: Audited, now: datetime) -> str:
+    text = f"{store} {ago(audited.at, now)}: {number(audited.right, 'object')} right"
+    if audited.wrong:
+        text += f", {audited.wrong:,} wrong"
+    if audited.read:
+        text += f"; {audited.read:,} read back ({size(audited.read_bytes)})"
     return text
 
 
@@ -318,10 +183,34 @@ def _status_json(
         "oldest_waiting": iso(oldest),
         "lag_seconds": None if oldest is None else _seconds(oldest, picture.now),
         "set_aside": sum(account.set_aside for account in found.accounts),
+        "findings": [
+            {"store": store, "what": what.value, "copies": copies}
+            for (store, what), copies in sorted(found.findings.items())
+        ],
+        "audits": [
+            {
+                "store": store,
+                "time": iso(audited.at),
+                "right": audited.right,
+                "wrong": audited.wrong,
+                "read_back": audited.read,
+                "read_back_bytes": audited.read_bytes,
+            }
+            for store, audited in found.audits.items()
+        ],
         "pace": {
             "clips": found.pace.clips,
             "bytes": found.pace.size,
             "seconds": round(found.pace.over.total_seconds(), 1),
+        },
+        "danger": None
+        if found.danger is None
+        else {
+            "camera": found.danger.camera,
+            "seconds_left": round(found.danger.left.total_seconds()),
+            "seconds_needed": None
+            if found.danger.needed is None
+            else round(found.danger.needed.total_seconds()),
         },
         "cameras": [
             {

@@ -12,8 +12,10 @@ from typing import Final
 
 from pydantic import BaseModel, SecretStr
 
+from nvr_backup.settings.limits import format_limit
 from nvr_backup.settings.model import Settings
 from nvr_backup.settings.quantities import format_duration, format_size
+from nvr_backup.uplink import Timetable
 
 ABSENT: Final = "(absent)"
 SECRET: Final = "(secret)"  # noqa: S105 - the mask, not a secret
@@ -63,10 +65,13 @@ def _text(path: str, value: object) -> str:
         case SecretStr():
             return SECRET
         case timedelta():
-            return format_duration(value)
-        case int() if path == "transfer.chunk_size":
-            return format_size(value)
+            text = format_duration(value)
+        case int() if path in {"transfer.chunk_size", "audit.sample"}:
+            text = format_size(value)
+        case Timetable():
+            text = format_limit(value)
         case tuple():
-            return ", ".join(map(str, value)) or "(none)"
+            text = ", ".join(map(str, value)) or "(none)"
         case _:
-            return str(value) or "(empty)"
+            text = str(value) or "(empty)"
+    return text

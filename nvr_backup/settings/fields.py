@@ -12,8 +12,7 @@ import ipaddress
 import json
 import re
 import zoneinfo
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -23,20 +22,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr, ValidationInfo
 
 from nvr_backup import keys
 from nvr_backup.settings.problems import Place
-from nvr_backup.settings.quantities import (
-    DURATION_EXAMPLES,
-    LONGEST_DURATION,
-    SIZE_EXAMPLES,
-    format_duration,
-    format_size,
-    parse_duration,
-    parse_size,
-)
 
-CHUNK_QUANTUM: Final = 256 * 1024
-"""Chunks of a resumable upload are multiples of this (Google Cloud Storage)."""
-LARGEST_CHUNK: Final = 256 * 1024 * 1024
-MAX_WORKERS: Final = 32
 MAX_TEXT: Final = 1024
 """Characters of a text that has no other limit."""
 MAX_LIST: Final = 1000
@@ -63,75 +49,6 @@ def _filled(value: str) -> str:
     if not value.strip():
         raise ValueError("must not be empty")
     return value
-
-
-# Durations and sizes
-
-
-def _duration(shortest: timedelta, longest: timedelta) -> Callable[[object], timedelta]:
-    def check(value: object) -> timedelta:
-        if isinstance(value, timedelta):
-            duration = value
-        elif isinstance(value, str):
-            duration = parse_duration(value)
-        else:
-            raise ValueError(f"must be a duration in quotes such as {DURATION_EXAMPLES}")  # noqa: TRY004
-        if not shortest <= duration <= longest:
-            raise ValueError(
-                f"must be between {format_duration(shortest)} and {format_duration(longest)}"
-            )
-        return duration
-
-    return check
-
-
-_SECOND: Final = timedelta(seconds=1)
-_DAY: Final = timedelta(days=1)
-
-Every = Annotated[timedelta, BeforeValidator(_duration(_SECOND, 366 * _DAY))]
-Settle = Annotated[timedelta, BeforeValidator(_duration(timedelta(), _DAY))]
-Lookback = Annotated[timedelta, BeforeValidator(_duration(timedelta(), 366 * _DAY))]
-
-
-def _backfill(value: object) -> object:
-    if value in ("all", "none"):
-        return str(value)
-    try:
-        return _duration(_SECOND, LONGEST_DURATION)(value)
-    except ValueError as error:
-        raise ValueError(f'{error}; or "all", or "none"') from None
-
-
-Backfill = Annotated[timedelta | Literal["all", "none"], BeforeValidator(_backfill)]
-
-
-def _chunk_size(value: object) -> int:
-    if isinstance(value, str):
-        size = parse_size(value)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        size = value
-    else:
-        raise ValueError(f"must be a size in quotes such as {SIZE_EXAMPLES}")  # noqa: TRY004
-    if size % CHUNK_QUANTUM or not CHUNK_QUANTUM <= size <= LARGEST_CHUNK:
-        raise ValueError(
-            f"must be a multiple of {format_size(CHUNK_QUANTUM)}, "
-            f"from {format_size(CHUNK_QUANTUM)} to {format_size(LARGEST_CHUNK)}"
-        )
-    return size
-
-
-ChunkSize = Annotated[int, BeforeValidator(_chunk_size)]
-
-
-def _workers(value: object) -> int:
-    if isinstance(value, FromEnvironment) and re.fullmatch(r"[0-9]{1,4}", value.strip()):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_WORKERS:
-        raise ValueError(f"must be a whole number from 1 to {MAX_WORKERS}")
-    return value
-
-
-Workers = Annotated[int, BeforeValidator(_workers)]
 
 
 # Texts with a meaning

@@ -182,7 +182,8 @@ def _table_of(raw: Raw, keys: Sequence[str]) -> Mapping[str, Any] | None:
 class CredentialsLayer(Layer):
     """The secrets in `$CREDENTIALS_DIRECTORY`, for parts that the layers below describe.
 
-    Who owns these files and their mode is systemd's affair (it differs between versions).
+    An empty one counts as not set: the unit hands over all that it knows of, used or not. Who owns
+    these files and their mode is systemd's affair (it differs between versions).
     """
 
     def __init__(self, place: Place, environ: Mapping[str, str], *below: Raw) -> None:
@@ -205,6 +206,8 @@ class CredentialsLayer(Layer):
                 hint="systemd sets CREDENTIALS_DIRECTORY (LoadCredential); unset it elsewhere.",
             ) from None
         for name in found:
+            if name.partition(".")[0] in _SECRET_KEYS and _is_empty(folder / name):
+                continue
             if name in expected:
                 self._add(folder / name, expected[name])
             elif name.partition(".")[0] in _SECRET_KEYS:
@@ -226,6 +229,15 @@ class CredentialsLayer(Layer):
             self.put(keys, value, f"credential {path.name}")
             return
         self.refuse(path.name, f"the credential cannot be read ({reason})")
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether a credential has no characters but line ends; False when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return not file.read(MAX_SECRET_BYTES).strip(b"\r\n")
+    except OSError:
+        return False
 
 
 def _password(path: Path) -> str:

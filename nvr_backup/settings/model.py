@@ -31,7 +31,8 @@ from pydantic import (
 )
 
 from nvr_backup.keys import DEFAULT_TEMPLATE
-from nvr_backup.settings import fields, problems
+from nvr_backup.settings import amounts, fields, limits, problems
+from nvr_backup.uplink import UNLIMITED
 
 DEFAULT_STATE_DIR: Final = Path("/var/lib/nvr-backup")
 MAX_PARTS: Final = 100
@@ -52,12 +53,12 @@ class _Table(BaseModel):
 class Schedule(_Table):
     """When cycles run and how far they look. `every` or `cron` is set, never both."""
 
-    every: fields.Every | None = None
+    every: amounts.Every | None = None
     cron: fields.Cron | None = None
     timezone: fields.TimeZone = "UTC"
-    settle: fields.Settle = timedelta(seconds=30)
-    lookback: fields.Lookback = timedelta(hours=2)
-    backfill: fields.Backfill = timedelta(hours=24)
+    settle: amounts.Settle = timedelta(seconds=30)
+    lookback: amounts.Lookback = timedelta(hours=2)
+    backfill: amounts.Backfill = timedelta(hours=24)
 
     @model_validator(mode="before")
     @classmethod
@@ -68,15 +69,41 @@ class Schedule(_Table):
 
     @property
     def zone(self) -> ZoneInfo:
-        """The time zone in which `cron` is read."""
+        """The time zone in which `cron` is read, and `transfer.upload_limit` if it was set."""
         return ZoneInfo(self.timezone)
 
 
 class Transfer(_Table):
-    """How clips travel; `chunk_size` in bytes. A worker needs memory for two chunks."""
+    """How clips travel; `chunk_size` in bytes. A worker needs memory for two chunks.
 
-    workers: fields.Workers = 4
-    chunk_size: fields.ChunkSize = 8 * 1024 * 1024
+    `upload_limit` is for all workers and all stores behind the uplink together.
+    """
+
+    workers: amounts.Workers = 4
+    chunk_size: amounts.ChunkSize = 8 * 1024 * 1024
+    upload_limit: limits.UploadLimit = UNLIMITED
+
+
+class CheckpointCare(_Table):
+    """How the checkpoint itself is kept safe.
+
+    `snapshots` is how many are kept beside it, `stores` names where one goes each day besides.
+    """
+
+    snapshots: amounts.Snapshots = 2
+    stores: fields.Texts = ()
+
+
+class Audit(_Table):
+    """The daemon's own verification; `sample` in bytes, of each store."""
+
+    every: amounts.AuditEvery = timedelta(days=1)
+    sample: amounts.Sample = 128 * 1024 * 1024
+
+    @property
+    def interval(self) -> timedelta | None:
+        """Between two audits; None: there are none."""
+        return self.every if isinstance(self.every, timedelta) else None
 
 
 class Log(_Table):
@@ -141,6 +168,8 @@ TABLES: Final[Mapping[tuple[str, ...], tuple[type[BaseModel], ...]]] = MappingPr
     {
         ("schedule",): (Schedule,),
         ("transfer",): (Transfer,),
+        ("checkpoint",): (CheckpointCare,),
+        ("audit",): (Audit,),
         ("log",): (Log,),
         ("sources", "*"): (ScryptedSource,),
         ("sources", "*", "cameras"): (Cameras,),
@@ -178,6 +207,8 @@ class Settings(_Table):
     state_dir: fields.FilePath = DEFAULT_STATE_DIR
     schedule: Schedule = Schedule(every=timedelta(hours=1))
     transfer: Transfer = Transfer()
+    checkpoint: CheckpointCare = CheckpointCare()
+    audit: Audit = Audit()
     log: Log = Log()
     sources: Annotated[Mapping[fields.PartName, SourceSettings], AfterValidator(_parts), _AS_DICT]
     stores: Annotated[Mapping[fields.PartName, StoreSettings], AfterValidator(_parts), _AS_DICT]
@@ -213,6 +244,11 @@ class Settings(_Table):
     def warnings(self) -> tuple[str, ...]:
         """Remarks found while loading, for the operator; empty when there are none."""
         return self._warnings
+
+    @property
+    def upload_zone(self) -> ZoneInfo | None:
+        """Where `transfer.upload_limit` reads its times: as the schedule does, or None: here."""
+        return self.schedule.zone if "timezone" in self.schedule.model_fields_set else None
 
     def stores_of(self, source: str) -> tuple[str, ...]:
         """The names of the stores a source's clips go to, in the order of the configuration."""

@@ -182,13 +182,15 @@ def contradictions(data: object) -> list[Problem]:
     """What does not fit together in a raw configuration, however wrong the rest of it is."""
     if not isinstance(data, Mapping):
         return []
-    found = list(_schedule(_table(data, "schedule")))
+    limited_by_day = isinstance(_table(data, "transfer").get("upload_limit"), Mapping)
+    found = list(_schedule(_table(data, "schedule"), limited_by_day=limited_by_day))
     stores = _table(data, "stores")
     for section in ("sources", "stores"):
         found.extend(_similar_names(section, _table(data, section)))
     for name, source in _table(data, "sources").items():
         if isinstance(source, Mapping):
             found.extend(_source(f"sources.{shown(name)}", source, stores))
+    found.extend(_checkpoint(_table(data, "checkpoint"), stores))
     return found
 
 
@@ -197,11 +199,16 @@ def _table(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _schedule(schedule: Mapping[str, Any]) -> Iterator[Problem]:
+def _schedule(schedule: Mapping[str, Any], *, limited_by_day: bool) -> Iterator[Problem]:
     if schedule.get("every") is not None and schedule.get("cron") is not None:
         yield Problem("schedule.cron", "contradicts schedule.every: keep one of the two")
-    if schedule.get("timezone") is not None and schedule.get("cron") is None:
-        yield Problem("schedule.timezone", "has no meaning without schedule.cron: remove it")
+    in_use = schedule.get("cron") is not None or limited_by_day
+    if schedule.get("timezone") is not None and not in_use:
+        yield Problem(
+            "schedule.timezone",
+            "has no meaning without schedule.cron, or a transfer.upload_limit by the time of day: "
+            "remove it",
+        )
 
 
 def _similar_names(section: str, parts: Mapping[str, Any]) -> Iterator[Problem]:
@@ -232,16 +239,25 @@ def _source(path: str, source: Mapping[str, Any], stores: Mapping[str, Any]) -> 
         yield Problem(f"{path}.tls_fingerprint", f'contradicts {path}.tls = "insecure": keep one')
     if pinned and str(source.get("url")).lower().startswith("http:"):
         yield Problem(f"{path}.tls_fingerprint", "has no meaning with an http:// url")
-    chosen = source.get("stores")
-    if isinstance(chosen, (list, tuple)):
-        for index, name in enumerate(chosen):
-            if isinstance(name, str) and name not in stores:
-                known = ", ".join(map(shown, stores)) or "none"
-                yield Problem(
-                    f"{path}.stores[{index}]",
-                    f"is not the name of a store; there are {known}."
-                    + suggestion(name, map(str, stores)),
-                )
+    yield from _no_stores(f"{path}.stores", source.get("stores"), stores)
+
+
+def _checkpoint(table: Mapping[str, Any], stores: Mapping[str, Any]) -> Iterator[Problem]:
+    yield from _no_stores("checkpoint.stores", table.get("stores"), stores)
+    if table.get("stores") and str(table.get("snapshots")) == "0":
+        yield Problem("checkpoint.stores", "has nothing to bring there: checkpoint.snapshots is 0")
+
+
+def _no_stores(path: str, chosen: object, stores: Mapping[str, Any]) -> Iterator[Problem]:
+    """Names in a list of stores that are none."""
+    for index, name in enumerate(chosen if isinstance(chosen, (list, tuple)) else ()):
+        if isinstance(name, str) and name not in stores:
+            known = ", ".join(map(shown, stores)) or "none"
+            yield Problem(
+                f"{path}[{index}]",
+                f"is not the name of a store; there are {known}."
+                + suggestion(name, map(str, stores)),
+            )
 
 
 def same_place(places: Mapping[str, object]) -> list[Problem]:

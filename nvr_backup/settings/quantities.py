@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them in the configuration ("1h30m", "8MiB").
+"""Durations, sizes and rates as people write them in the configuration ("1h30m", "8MiB").
 
 Text in, exact values out, and back again for messages. A number without a unit is refused: whether
 `every = 60` meant seconds or minutes must never be a guess. Refusals never repeat what was
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from fractions import Fraction
 from typing import Final
 
 LONGEST_DURATION: Final = timedelta(days=36_500)
@@ -16,6 +17,7 @@ LONGEST_DURATION: Final = timedelta(days=36_500)
 
 DURATION_EXAMPLES: Final = '"30s", "15m", "1h30m", "24h" or "7d"'
 SIZE_EXAMPLES: Final = '"256KiB", "8MiB" or "1GB"'
+RATE_EXAMPLES: Final = '"256kbit/s", "10Mbit/s" or "1.5MB/s"'
 
 _SECONDS: Final = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION: Final = re.compile(
@@ -23,6 +25,17 @@ _DURATION: Final = re.compile(
     r"(?:(?P<m>[0-9]{1,9})m)?\s*(?:(?P<s>[0-9]{1,9})s)?"
 )
 _SIZE: Final = re.compile(r"(?P<number>[0-9]{1,15})\s*(?P<unit>[kmgt]?i?b)", re.IGNORECASE)
+_RATE: Final = re.compile(r"(?P<number>[0-9]{1,9}(\.[0-9]{1,3})?)\s*(?P<unit>[kMG]?(bit|B)/s)")
+_BITS: Final = {
+    "bit/s": 1,
+    "kbit/s": 10**3,
+    "Mbit/s": 10**6,
+    "Gbit/s": 10**9,
+    "B/s": 8,
+    "kB/s": 8 * 10**3,
+    "MB/s": 8 * 10**6,
+    "GB/s": 8 * 10**9,
+}
 _BYTES: Final = {
     "b": 1,
     "kb": 10**3,
@@ -66,6 +79,24 @@ def parse_size(text: str) -> int:
     if match is None or factor is None:
         raise ValueError(f"is not a size; expected text such as {SIZE_EXAMPLES}")
     return int(match["number"]) * factor
+
+
+def parse_rate(text: str) -> int:
+    """Bytes per second from bits or bytes per second, in thousands, millions, ...; ValueError."""
+    match = _RATE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"is not a rate; expected text such as {RATE_EXAMPLES}")
+    return round(Fraction(match["number"]) * _BITS[match["unit"]] / 8)
+
+
+def format_rate(rate: int) -> str:
+    """In the largest unit of bits that needs at most three decimals; `parse_rate` reads it back."""
+    bits = Fraction(rate * 8)
+    for unit in ("Gbit/s", "Mbit/s", "kbit/s"):
+        count = bits / _BITS[unit]
+        if count >= 1 and (count * 1000).denominator == 1:
+            return f"{float(count):.12g}{unit}"
+    return f"{bits}bit/s"
 
 
 def format_size(size: int) -> str:

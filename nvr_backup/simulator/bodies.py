@@ -263,10 +263,12 @@ async def _send(
 async def _write(
     sending: Sending, response: web.StreamResponse, start: int, stop: int, slow: Armed | None
 ) -> None:
+    subjects = sending.camera.subjects | {sending.clip.id}
     for piece in sending.content.pieces(start, stop, sending.state.settings.write_size):
         if slow is not None:
             sending.fault = sending.fault or slow.name
             await sending.state.clock.sleep(slow.get("seconds", 0.1))
+        await sending.state.disk.read(subjects)
         await response.write(piece)
         sending.count(piece)
 

@@ -4,8 +4,10 @@ For tests and benchmarks that run the simulator as a process of its own. No real
 asks for no login, so the simulator must never listen on anything but a loopback address unless
 whoever starts it wants that.
 
-    GET  /_simulator/state       url, fingerprint, links, restarts, cameras, fault counts, ...
-    GET  /_simulator/oracle      every clip as it truly is (?digests=0: without reading a byte)
+    GET  /_simulator/state       url, fingerprint, links, restarts, cameras, fault counts, for how
+                                 long how many clips were read at once (fault "overload"), ...
+    GET  /_simulator/oracle      every clip as it truly is (?digests=0: without reading a byte,
+                                 ?since_ms=N: those that start then or later)
     GET  /_simulator/served      the served log (?since=N: without the first N)
     GET  /_simulator/calls       the RPC calls
     GET  /_simulator/faults      every fault there is; which are armed, which happened
@@ -22,6 +24,7 @@ whoever starts it wants that.
     POST /_simulator/restart     {"down": seconds}; answers first
     POST /_simulator/expire      Bearer and query tokens die
     POST /_simulator/drop-links  RPC links break
+    POST /_simulator/password    {"password"}: another one from now on
 
 A wrong request is answered with 400 and its reason.
 """
@@ -109,6 +112,7 @@ class _Control:
             "re-add": self._re_add,
             "restart": lambda body: self._nvr.restart_soon(float(body.get("down", 0))),
             "expire": lambda _body: self._nvr.expire_tokens(),
+            "password": lambda body: self._nvr.gate.change_password(str(body["password"])),
             "drop-links": lambda _body: self._nvr.drop_links(),
         }
 
@@ -121,15 +125,18 @@ class _Control:
             "fingerprint": nvr.fingerprint,
             "links": nvr.links,
             "restarts": nvr.restarts,
+            "logins": dict(nvr.gate.attempts),
             "administrators_created": nvr.gate.administrators_created,
             "other_origin_authorizations": nvr.state.other_origin_authorizations,
             "served": len(nvr.state.served),
+            "reading_seconds": dict(nvr.state.disk.spent),
             "cameras": [_name(c) | {"clips": len(c.clips)} for c in nvr.catalogue.cameras],
         }
 
     def _oracle(self, query: dict[str, Any]) -> Any:
         digests = query.get("digests", "1") != "0"
-        return [asdict(entry) for entry in self._nvr.oracle(digests=digests)]
+        since_ms = int(query.get("since_ms", 0))
+        return [asdict(entry) for entry in self._nvr.oracle(digests=digests, since_ms=since_ms)]
 
     def _served(self, query: dict[str, Any]) -> Any:
         return [asdict(body) for body in self._nvr.served[int(query.get("since", 0)) :]]

@@ -64,6 +64,8 @@ BODY: Final = MappingProxyType(
         "length_too_small": "Content-Length by= (1000) less than what comes",
         "wrong_bytes": "the byte at at_bytes= is another",
         "slow_body": "seconds= (0.1) of the simulator's clock between pieces",
+        "overload": "a piece takes seconds= (0.02) of the simulator's clock to read, and by= (5) "
+        "times as long while more than parallel= (2) are read at once (only that counts)",
         "restart_in_body": "the NVR restarts after at_bytes=, down for down= (0) seconds",
         "drop_link_in_body": "the RPC links break after at_bytes=; the body goes on",
     }
@@ -80,7 +82,7 @@ MOST_ARMED: Final = 1000
 
 _OPTIONS: Final = frozenset(
     ["on", "status", "message", "seconds", "value", "keep", "retry_after", "at_bytes", "by", "down"]
-)
+) | {"parallel"}
 
 
 @dataclass(slots=True)
@@ -147,6 +149,10 @@ class Faults:
     def disarm(self, name: str | None = None) -> None:
         """Take back `name`, or everything. What has happened stays recorded."""
         self._armed = [a for a in self._armed if name not in (None, a.name)]
+
+    def armed(self, name: str, *, subjects: frozenset[str] = frozenset()) -> Armed | None:
+        """The armed fault of that name that could strike here; nothing has happened."""
+        return next((one for one in self._armed if one.matches(name, subjects, None)), None)
 
     def take(
         self, *names: str, subjects: frozenset[str] = frozenset(), on: str | None = None

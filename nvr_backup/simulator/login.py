@@ -58,6 +58,10 @@ class Gatekeeper:
         self._salt = b""
         self.expire_all()
 
+    def change_password(self, password: str) -> None:
+        """From now on this one lets the user in; tokens stay valid, as on the real server."""
+        self._password = password
+
     def expire_all(self) -> None:
         """Every Bearer and query token issued so far is worthless from now on."""
         self._salt = secrets.token_bytes(16)

@@ -20,6 +20,7 @@ from aiohttp import web
 from nvr_backup.clock import Clock, SystemClock
 from nvr_backup.simulator.catalogue import CameraState, Catalogue
 from nvr_backup.simulator.control import add_control_routes
+from nvr_backup.simulator.disk import Disk
 from nvr_backup.simulator.faults import Faults
 from nvr_backup.simulator.links import Links
 from nvr_backup.simulator.login import Gatekeeper
@@ -72,6 +73,7 @@ class Simulator:
             catalogue=self.catalogue,
             gate=self.gate,
             faults=self.faults,
+            disk=Disk(self.clock, self.faults),
             restart_soon=self.restart_soon,
             drop_links=self.drop_links,
         )
@@ -140,10 +142,15 @@ class Simulator:
         """How many RPC links are up."""
         return len(self._links)
 
-    def oracle(self, *, digests: bool = True) -> list[OracleEntry]:
-        """Every clip as it truly is; without `digests` no byte is looked at."""
+    def oracle(self, *, digests: bool = True, since_ms: int = 0) -> list[OracleEntry]:
+        """Every clip that starts at `since_ms` or later, as it truly is.
+
+        Without `digests` no byte is looked at.
+        """
         entries = []
         for camera, clip in self.catalogue.owned():
+            if clip.start_ms < since_ms:
+                continue
             content = clip.content
             truth = content.digest() if digests else None
             entries.append(

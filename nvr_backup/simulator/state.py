@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from nvr_backup.clock import Clock
 from nvr_backup.simulator.catalogue import CameraState, Catalogue, SimClip, nvr_name
+from nvr_backup.simulator.disk import Disk
 from nvr_backup.simulator.faults import Faults
 from nvr_backup.simulator.login import Gatekeeper
 from nvr_backup.simulator.settings import SimulatorSettings
@@ -72,6 +73,7 @@ class NvrState:
     catalogue: Catalogue
     gate: Gatekeeper
     faults: Faults
+    disk: Disk
     url: str = ""
     other_url: str = ""
     served: deque[ServedBody] = field(default_factory=lambda: deque(maxlen=LONGEST_LOG))

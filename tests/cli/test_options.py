@@ -154,8 +154,14 @@ def test_the_services_credentials_serve_the_installed_configuration_only(
     credentials.mkdir()
     (credentials / "sources.home.password").write_text("s3cret")
     monkeypatch.setattr(options, "DEFAULT_CONFIG", installed)
-    monkeypatch.setattr(options, "UNIT_CREDENTIALS", credentials)
+    monkeypatch.setattr(options, "UNIT_CREDENTIALS", tmp_path / "does not run")
+    monkeypatch.setattr(options, "KEPT_CREDENTIALS", credentials)
     assert settings(installed).sources["home"].password.get_secret_value() == "s3cret"
+    running = tmp_path / "running"
+    running.mkdir()
+    (running / "sources.home.password").write_text("n0w")
+    monkeypatch.setattr(options, "UNIT_CREDENTIALS", running)
+    assert settings(installed).sources["home"].password.get_secret_value() == "n0w"
     other = tmp_path / "other.toml"
     other.write_text(installed.read_text())
     with pytest.raises(ConfigError, match="password"):

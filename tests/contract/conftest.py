@@ -185,6 +185,8 @@ FAKE_GCS_SERVER_DEVIATIONS = {
     "test_an_own_object_is_never_replaced[chunked]": _OVERWRITES,
     "test_of_two_uploads_to_one_key_the_first_to_finish_wins[chunked]": _OVERWRITES,
     "test_of_simultaneous_uploads_to_one_key_one_wins[chunked]": _OVERWRITES,
+    "test_another_generation_does_not_give_way[chunked]": _OVERWRITES,
+    "test_a_replacement_that_breaks_leaves_the_old_and_goes_on[chunked]": _QUERY_FINISHES,
     "test_goes_on_after_a_restart": _QUERY_FINISHES,
     "test_what_is_confirmed_need_not_come_again": _QUERY_FINISHES,
     "test_metadata_and_type_come_back[chunked]": (

@@ -77,6 +77,7 @@ class Sender:
     break_after: int | None = None
     """Chunks after which the upload breaks."""
     before_finish: Callable[[Upload, Chunk], Awaitable[None]] | None = None
+    replaces: str | None = None
     on_record: Callable[[UploadState], Awaitable[None]] | None = None
 
     async def record(self, state: UploadState) -> None:
@@ -97,6 +98,7 @@ class Sender:
             metadata=self.metadata,
             record=self.record,
             resume=resume,
+            replaces=self.replaces,
         ) as upload:
             if upload.stored is not None:
                 return upload.stored
@@ -123,8 +125,11 @@ class Sender:
         raise AssertionError("cut() ended without a last chunk")
 
 
-async def whole(store: ClipStore, key: str, *, offset: int = 0) -> bytes:
-    return b"".join([piece async for piece in store.read(key, offset=offset)])
+async def whole(
+    store: ClipStore, key: str, *, offset: int = 0, generation: str | None = None
+) -> bytes:
+    pieces = store.read(key, offset=offset, generation=generation)
+    return b"".join([piece async for piece in pieces])
 
 
 async def listed(store: ClipStore, prefix: str) -> list[StoredObject]:
@@ -252,6 +257,62 @@ async def test_an_own_object_is_never_replaced(
         await Sender(clip(size, seed=2), metadata={"whose": "second"})(store)
     assert await case.visible() == {KEY: clip(size)}
     assert await store.stat(KEY) == first
+
+
+# -- taking the place of a corrupt object ---------------------------------------------------------
+
+_SIZES = pytest.mark.parametrize("size", [100, 3 * CHUNK], ids=["single", "chunked"])
+
+
+async def spoilt(store: ClipStore, size: int) -> StoredObject:
+    """An object that is to be replaced."""
+    await Sender(b"spoilt" * size, metadata={"whose": "old"})(store)
+    there = await store.stat(KEY)
+    assert there is not None
+    return there
+
+
+@_SIZES
+async def test_exactly_the_corrupt_generation_gives_way(
+    case: StoreCase, store: ClipStore, size: int
+) -> None:
+    old = await spoilt(store, size)
+
+    async def still_there(_upload: Upload, _chunk: Chunk) -> None:
+        assert await case.visible() == {KEY: b"spoilt" * size}
+
+    stored = await Sender(clip(size), replaces=old.generation or "", before_finish=still_there)(
+        store
+    )
+    assert await case.visible() == {KEY: clip(size)}
+    assert await store.stat(KEY) == stored
+    assert dict(stored.metadata) == METADATA
+
+
+@_SIZES
+async def test_another_generation_does_not_give_way(
+    case: StoreCase, store: ClipStore, size: int
+) -> None:
+    old = await spoilt(store, size)
+    await store.delete(KEY)
+    await case.place(KEY, b"a later one")
+    with pytest.raises(KeyTaken):
+        await Sender(clip(size), replaces=f"{old.generation}1")(store)
+    assert await case.visible() == {KEY: b"a later one"}
+
+
+@_SIZES
+async def test_a_replacement_that_breaks_leaves_the_old_and_goes_on(
+    case: StoreCase, store: ClipStore, size: int
+) -> None:
+    old = await spoilt(store, size)
+    sender = Sender(clip(size), replaces=old.generation or "", break_after=size // CHUNK and 1)
+    with pytest.raises(Broken):
+        await sender(store)
+    assert await case.visible() == {KEY: b"spoilt" * size}
+    again = replace(sender, break_after=None)
+    await again(store, resume=sender.states[-1] if sender.states else None)
+    assert await case.visible() == {KEY: clip(size)}
 
 
 @pytest.mark.parametrize("size", [100, 3 * CHUNK], ids=["single", "chunked"])
@@ -617,6 +678,34 @@ async def test_reading_from_anywhere(store: ClipStore) -> None:
         first = await anext(aiter(reading))
     assert first
     assert content.startswith(first)
+
+
+async def test_folders_of_one_level_whatever_the_pages(store: ClipStore) -> None:
+    keys = [
+        *(f"cam {n}/2026/0{n % 3 + 1}/{n}.mp4" for n in range(1, 10)),
+        *("cam-x/a.mp4", "cam.mp4", "cam/a.mp4", "Küche/2026/01/a.mp4", "Küche/a.mp4", "z/😀/b.ts"),
+    ]
+    for key in keys:
+        await Sender(b"x", key=key)(store)
+    prefixes = ["", "cam", "cam ", "cam 1/", "cam 1/2026/", "cam 1/20", "Küche/", "cam.mp4", "zz/"]
+    for prefix in [*prefixes, "cam 1/2026/02/1.mp4", "cam 1/2026/02/1.mp4/", "../", "/", "z/./"]:
+        found = [folder async for folder in store.folders(prefix)]
+        heads = (key[len(prefix) :].partition("/") for key in keys if key.startswith(prefix))
+        expected = {prefix + head + slash for head, slash, _ in heads if slash}
+        assert found == sorted(expected, key=str.encode), prefix
+
+
+async def test_reading_a_generation(case: StoreCase, store: ClipStore) -> None:
+    old = await Sender(clip(CHUNK + 9))(store)
+    if old.generation is None:
+        pytest.skip("this store knows no generations")
+    assert await whole(store, KEY, offset=7, generation=old.generation) == clip(CHUNK + 9)[7:]
+    await store.delete(KEY)
+    new = await Sender(clip(CHUNK + 9, seed=2))(store)
+    for offset in (0, CHUNK):
+        with pytest.raises(Unfit):
+            await whole(store, KEY, offset=offset, generation=old.generation)
+    assert await whole(store, KEY, generation=new.generation) == clip(CHUNK + 9, seed=2)
 
 
 async def test_reading_what_is_not_there(store: ClipStore) -> None:

@@ -28,12 +28,14 @@ PATIENCE_SECONDS = 120.0
 Lines = list[dict[str, Any]]
 
 
-def call(url: str, body: dict[str, Any] | None = None) -> Any:
+def call(
+    url: str, body: dict[str, Any] | None = None, *, timeout_seconds: float = PATIENCE_SECONDS
+) -> Any:
     """GET, or POST with a JSON body, of a control surface."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_seconds) as answer:
             return json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as err:
         raise AssertionError(f"{url}: {err.code} {err.read().decode()}") from err
@@ -244,7 +246,8 @@ class Daemon:
         while not happened():
             if time.monotonic() > deadline:
                 raise AssertionError(f"{what}: never seen in\n{''.join(self.raw)}")
-            self._read()
+            if not self._read() and not happened():
+                raise AssertionError(f"{what}: ended without it\n{''.join(self.raw)}")
 
     def until_said(self, message: str, times: int = 1) -> dict[str, Any]:
         self.until(lambda: len(self.said(message)) >= times, message)

@@ -16,7 +16,17 @@ pytestmark = pytest.mark.process
 
 STYLES = 13
 BACKFILL = timedelta(hours=100)
-RANK = ["nothing", "safe", "unverified", "unasked", "waiting", "unplanned", "set_aside", "lost"]
+RANK = [
+    "nothing",
+    "safe",
+    "unverified",
+    "unasked",
+    "waiting",
+    "unplanned",
+    "set_aside",
+    "wrong",
+    "lost",
+]
 
 
 def ms(text: str) -> int:

@@ -136,7 +136,7 @@ def test_the_daemon_carries_new_clips_reloads_and_drains(tmp_path: Path) -> None
             backup.config.write_text(good.replace('every = "1h"', 'every = "2h"'))
             daemon.signal(signal.SIGHUP)
             changed = daemon.until_said("changed")
-            assert (changed["key"], changed["old"], changed["new"]) == (
+            assert (changed["setting"], changed["old"], changed["new"]) == (
                 "schedule.every",
                 "1h",
                 "2h",

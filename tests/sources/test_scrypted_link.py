@@ -13,11 +13,14 @@ from typing import Any
 
 import engineio.base_client
 import pytest
+from aiohttp import ClientWebSocketResponse
 
+from nvr_backup.clock import SystemClock
 from nvr_backup.errors import Blocked, Transient
-from nvr_backup.simulator import SimCamera
+from nvr_backup.simulator import SimCamera, Simulator, SimulatorSettings
 from nvr_backup.sources.scrypted import ScryptedSettings, transport
 from nvr_backup.sources.scrypted.link import IDLE_SECONDS, Link, Mirror, RemoteError
+from nvr_backup.sources.scrypted.reconnect import HANDSHAKES
 from tests.sources.kit import Bench, bench, content, source
 from tests.support.clock import VirtualClock
 from tests.support.proxy import TcpProxy
@@ -398,7 +401,9 @@ async def test_a_finalizer_after_the_loop_is_gone_is_silent() -> None:
 # -- 8: signals ------------------------------------------------------------------------------------
 
 
-async def test_signals_stay_ours() -> None:
+async def test_signals_stay_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other clients in this process (of the simulator's own tests) may have set it.
+    monkeypatch.setattr(engineio.base_client, "original_signal_handler", None)
     loop = asyncio.get_running_loop()
     heard: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -490,6 +495,46 @@ async def test_being_cancelled_at_any_moment_of_connecting(awaits: int) -> None:
         task.cancel()
         await asyncio.wait([task])
         assert len(await b.source.cameras()) == 1
+
+
+def open_websockets() -> list[ClientWebSocketResponse]:
+    """All of this process: other tests may have left some."""
+    found = [each for each in gc.get_objects() if isinstance(each, ClientWebSocketResponse)]
+    return [each for each in found if not each.closed]
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+async def test_an_upgrade_that_falls_silent_leaves_no_open_connection(direction: Any) -> None:
+    """engine.io drops its WebSocket unclosed when it is cancelled between upgrade and probe.
+
+    The failure that is remembered keeps it alive; later aiohttp says `Unclosed connection`.
+    """
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    others = open_websockets()
+    async with Simulator(SimulatorSettings(cameras=(SimCamera("Porch"),))) as nvr:
+        host, _, port = nvr.url.rpartition("//")[2].partition(":")
+        async with TcpProxy(host, int(port)) as proxy:
+            settings = ScryptedSettings(
+                "home", proxy.url(), "backup", "secret", connect_seconds=0.5
+            )
+            head_end = (direction, b"\r\n\r\n")
+            entries = [
+                proxy.cut_behind(
+                    "stall", b"transport=websocket", head_end, after_bytes=1, direction=direction
+                )
+                for _ in range(HANDSHAKES)
+            ]
+            async with source(settings, SystemClock()) as opened:
+                with pytest.raises(Blocked):
+                    await opened.cameras()
+                assert [entry.happened for entry in entries] == [1] * HANDSHAKES
+                left = open_websockets()
+                assert all(any(one is other for other in others) for one in left)
+                left.clear()
+            proxy.release()
+    gc.collect()
+    assert not complaints
 
 
 async def test_many_first_callers_share_one_link() -> None:

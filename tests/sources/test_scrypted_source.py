@@ -13,7 +13,7 @@ from nvr_backup.model import Camera, Clip, Window
 from nvr_backup.simulator import SimCamera
 from nvr_backup.sources.scrypted import ScryptedSettings
 from nvr_backup.sources.scrypted import source as source_module
-from nvr_backup.sources.scrypted.source import FRESH_SECONDS, MOST_FRESH
+from nvr_backup.sources.scrypted.source import FRESH_SECONDS, MOST_FRESH, TURN_SECONDS
 from tests.sources.kit import bench, content, listed, received, source
 
 STYLES_THAT_GROW = ["href", "nvr", "nvr_local", "file", "local_uri"]
@@ -179,9 +179,35 @@ async def test_a_listing_that_hangs_does_not_hold_up_the_clips_of_others() -> No
         b.nvr.faults.arm("hang_listing", camera="Porch")
         one = asyncio.create_task(listed(b.source, await b.camera("Porch"), b.window(1)))
         await b.nvr.faults.wait_happened("hang_listing")
-        assert await content(b.source, clip) == truth
+        before = b.called("getVideoClips")
+        looking = asyncio.create_task(content(b.source, clip))
+        await b.clock.until_asleep()
+        assert b.called("getVideoClips") == before
+        await b.clock.advance(TURN_SECONDS)
+        assert await looking == truth
         b.nvr.faults.release()
         await one
+
+
+async def test_a_clip_is_looked_for_after_a_listing_that_goes_on() -> None:
+    async with bench(SimCamera("Porch"), SimCamera("Garden")) as b:
+        clip, truth = await b.one("Garden")
+        await b.clock.advance(FRESH_SECONDS)
+        b.nvr.faults.arm("hang_listing", camera="Porch")
+        one = asyncio.create_task(listed(b.source, await b.camera("Porch"), b.window(1)))
+        await b.nvr.faults.wait_happened("hang_listing")
+        before = b.called("getVideoClips")
+        looking = asyncio.create_task(content(b.source, clip))
+        await b.clock.until_asleep()
+        given_up = asyncio.create_task(content(b.source, clip))
+        await b.clock.until_asleep(2)
+        given_up.cancel()
+        await asyncio.wait([given_up])
+        assert b.called("getVideoClips") == before
+        b.nvr.faults.release()
+        await one
+        assert await looking == truth
+        assert await b.clips("Porch")  # the turn is free
 
 
 async def test_the_clips_of_half_an_hour_are_looked_up_together() -> None:

@@ -96,11 +96,17 @@ async def carry(
     log: Carried | None = None,
     chunk_size: int = CHUNK,
     pieces: Sequence[int] = (65536,),
+    replaces: str | None = None,
 ) -> StoredObject:
     """Store a clip, or finish one begun before."""
     log = log or Carried()
     async with store.put(
-        key, content_type="video/mp4", metadata=META, record=log.record, resume=resume
+        key,
+        content_type="video/mp4",
+        metadata=META,
+        record=log.record,
+        resume=resume,
+        replaces=replaces,
     ) as upload:
         if upload.stored is not None:
             return upload.stored

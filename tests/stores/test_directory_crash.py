@@ -24,7 +24,7 @@ from tests.contract.test_store import METADATA, Sender, clip
 
 WATCHED = (
     *("open", "dup", "pwritev", "pread", "fsync", "fdatasync", "link", "replace"),
-    *("mkdir", "unlink", "ftruncate", "write"),
+    *("mkdir", "unlink", "ftruncate", "write", "rename"),
 )
 MOST_CALLS = 1000
 
@@ -118,3 +118,55 @@ async def test_death_before_any_system_call(
     else:
         raise AssertionError("the upload never got through")
     assert died > 40
+
+
+@pytest.mark.parametrize("harm", ["rotten", "truncated"])
+async def test_death_while_a_corrupt_file_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """The bad file is under its key or kept aside, never lost; the clip gets there all the same."""
+    content = clip(2 * CHUNK + 1)
+    bad = content[:-9] if harm == "truncated" else b"?" + content[1:]
+    died = between = 0
+    for calls in range(MOST_CALLS):
+        root = tmp_path / str(calls)
+        root.mkdir()
+        key = "cam/day/a.mp4"
+        place, aside = root / key, root / ".nvr-backup" / "replaced"
+        settings = DirectorySettings(name="nas", path=root, reserve_bytes=0)
+        async with open_store(settings, SystemClock()) as store:
+            await Sender(content, key=key)(store)
+            place.write_bytes(bad)
+            there = await store.stat(key)
+            assert there is not None
+            sender = Sender(content, key=key, replaces=there.generation or "")
+            with monkeypatch.context() as patch:
+                mortal = Mortal(patch, calls)
+                with suppress(Death):
+                    await sender(store)
+            dead = mortal.buried()
+        kept = [path.read_bytes() for path in aside.iterdir()] if aside.exists() else []
+        if place.exists() and place.read_bytes() == bad:
+            assert kept == []
+        else:
+            assert kept == [bad]
+            assert not place.exists() or place.read_bytes() == content
+            between += not place.exists()
+        async with open_store(settings, SystemClock()) as store:
+            again = Sender(content, key=key, replaces=sender.replaces)
+            try:
+                stored = await again(store, resume=sender.states[-1] if sender.states else None)
+            except StartOver:
+                stored = await again(store)
+            assert place.read_bytes() == content
+            assert stored == await store.stat(key)
+            assert dict(stored.metadata) == METADATA
+            assert [found.key async for found in store.list("")] == [key]
+        assert [path.read_bytes() for path in aside.iterdir()] == [bad]
+        if not dead:
+            break
+        died += 1
+    else:
+        raise AssertionError("the upload never got through")
+    assert died > 40
+    assert between > 2

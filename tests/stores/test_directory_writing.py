@@ -126,7 +126,10 @@ async def test_a_foreign_file_in_the_last_moment_wins(
 class Diary:
     """What happened to the disk, in order, and in which threads."""
 
-    NAMES = ("pwritev", "pread", "fsync", "fdatasync", "link", "replace", "mkdir", "unlink", "open")
+    NAMES = (
+        *("pwritev", "pread", "fsync", "fdatasync", "link", "replace", "mkdir", "unlink", "open"),
+        "rename",
+    )
 
     def __init__(self, patch: pytest.MonkeyPatch, root: Path) -> None:
         self.entries: list[tuple[str, str]] = []
@@ -151,7 +154,7 @@ class Diary:
         if isinstance(args[0], int):
             path = Path(os.readlink(f"/proc/self/fd/{args[0]}"))
         else:
-            target = args[1] if name in ("link", "replace") else args[0]
+            target = args[1] if name in ("link", "replace", "rename") else args[0]
             folder = kwargs.get("dst_dir_fd", kwargs.get("dir_fd"))
             base = self._root if folder is None else Path(os.readlink(f"/proc/self/fd/{folder}"))
             path = base / os.fsdecode(target)
@@ -162,6 +165,28 @@ class Diary:
 
     def last(self, name: str, what: str) -> int:
         return len(self.entries) - 1 - self.entries[::-1].index((name, what))
+
+
+async def test_a_corrupt_file_is_durably_aside_before_another_gets_its_name(
+    store: DirectoryStore, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Sender(b"spoilt", key="cam/day/a.mp4")(store)
+    there = await store.stat("cam/day/a.mp4")
+    assert there is not None
+    diary = Diary(monkeypatch, root)
+    sender = Sender(b"well", key="cam/day/a.mp4", replaces=there.generation)
+    await sender(store)
+    token = sender.states[0].session
+    aside = ".nvr-backup/replaced"
+    moved = diary.index("rename", f"{aside}/{token}-a.mp4")
+    assert (
+        diary.index("fsync", f".nvr-backup/partial/{token}")
+        < moved
+        < diary.last("fsync", aside)
+        < diary.index("link", "cam/day/a.mp4")
+    )
+    assert "cam/day" in [what for name, what in diary.entries[moved:] if name == "fsync"]
+    assert (root / aside / f"{token}-a.mp4").read_bytes() == b"spoilt"
 
 
 async def test_everything_is_durable_before_what_needs_it(

@@ -27,7 +27,7 @@ from tests.stores.gcs_rig import (
     clip_bytes,
     opened,
 )
-from tests.support.gcs_double import GcsDouble, Reset, Stall, Status
+from tests.support.gcs_double import Garbled, GcsDouble, Reset, Stall, Status
 
 BIG = clip_bytes(3 * CHUNK + 1)
 
@@ -150,6 +150,24 @@ async def test_token_server_in_trouble(tmp_path: Path) -> None:
             with pytest.raises(Blocked, match="cannot be reached"):
                 await carry(store, b"y", key="y")
         assert "y" not in gcs.objects[BUCKET]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"[]", b"{}", b'"x"', b"<html>", b'{"access_token": "x", "expires_in": "soon"}'],
+)
+async def test_an_answer_that_holds_no_token_is_no_end_of_the_program(
+    tmp_path: Path, body: bytes
+) -> None:
+    async with GcsDouble(auth=True) as gcs:
+        key_file = tmp_path / "gcs.json"
+        gcs.write_service_account(key_file)
+        gcs.faults.add("token", Garbled(body, commit=False))
+        async with opened(gcs, credentials_file=key_file) as (store, _):
+            with pytest.raises(Blocked, match=r"Google|no access token"):
+                await carry(store, b"x")
+            await carry(store, b"x")
+        assert not gcs.faults.unused()
 
 
 async def test_a_cancelled_upload_does_not_take_the_token_from_others(tmp_path: Path) -> None:

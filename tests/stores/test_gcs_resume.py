@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from nvr_backup.chunks import Chunk
-from nvr_backup.errors import KeyTaken, StartOver, Unfit
+from nvr_backup.errors import KeyTaken, StartOver, Suspect
 from tests.stores.gcs_rig import (
     BIG,
     BODY,
@@ -223,7 +223,7 @@ async def test_resume_within_a_chunk() -> None:
         async with store.put(KEY, content_type="v", metadata=META, record=log.record) as upload:
             gcs.faults.add("chunk", Partial(QUANTUM))
             gcs.faults.add("chunk", Status(400, message="No."), nth=2)
-            with pytest.raises(Unfit):
+            with pytest.raises(Suspect):
                 await upload.send(chunks_of(BIG)[0])
         async with store.put(
             KEY, content_type="v", metadata=META, record=log.record, resume=log.states[-1]
@@ -477,3 +477,19 @@ async def test_late_answers_are_answers() -> None:
         gcs.faults.add("last", Delay(0.05))
         clock = await survives(gcs, BIG)
         assert clock.waits == []
+
+
+@pytest.mark.parametrize("state", [0, 1, 2])
+async def test_what_an_older_checkpoint_does_not_know_is_not_removed(state: int) -> None:
+    """The upload was finished; then a checkpoint from before that was put back."""
+    async with GcsDouble() as gcs, opened(gcs) as (store, _):
+        log = Carried()
+        await carry(store, BIG, log=log)
+        generation = gcs.objects[BUCKET][KEY].generation
+        assert log.states[state].total is None
+        with pytest.raises(StartOver):
+            await carry(store, BIG, resume=log.states[state])
+        with pytest.raises(KeyTaken):
+            await carry(store, BIG)
+        assert gcs.objects[BUCKET][KEY].generation == generation
+        assert gcs.seen("delete") == []

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nvr_backup.errors import Blocked, StartOver, Transient, Unfit
+from nvr_backup.errors import Blocked, StartOver, Suspect, Transient, Unfit
 from nvr_backup.stores.gcs import GcsSettings, open_store
 from nvr_backup.stores.gcs.retry import ATTEMPTS_LIMIT, FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS
 from tests.stores.gcs_rig import (
@@ -379,7 +379,8 @@ async def test_session_that_ends_too_early() -> None:
 @pytest.mark.parametrize(
     ("status", "kind", "says"),
     [
-        (Status(400, message="No."), Unfit, "No."),
+        (Status(400, message="No."), Suspect, "No."),
+        (Status(413, message="Too much."), Unfit, "Too much."),
         (Status(400, reason="required", message="userProject"), Blocked, "userProject"),
         (Status(403, message="x does not have storage.objects.create access"), Blocked, "create"),
         (Status(403, reason="accountDisabled", message="Billing"), Blocked, "Billing"),

@@ -151,8 +151,14 @@ class FakeSource:
 
 class _Upload:
     def __init__(
-        self, store: FakeStore, state: UploadState, record: Record, metadata: dict[str, str]
+        self,
+        store: FakeStore,
+        state: UploadState,
+        record: Record,
+        metadata: dict[str, str],
+        replaces: str | None,
     ):
+        self._replaces = replaces
         self.stored: StoredObject | None = None
         self._store = store
         self._state = state
@@ -172,7 +178,9 @@ class _Upload:
             self._store.sessions[session] = b""
             self._state = replace(self._state, session=session)
             await self._record(self._state)
-        held = self._store.sessions[self._state.session]
+        held = self._store.sessions.get(self._state.session)
+        if held is None:
+            raise StartOver("The session is gone.")
         if not chunk.start <= len(held) <= chunk.end:
             raise StartOver(
                 f"The store holds {len(held)} bytes, the chunk begins at {chunk.start}."
@@ -203,8 +211,11 @@ class _Upload:
         self._state = replace(self._state, total=total, total_crc32c=crc)
         await self._record(self._state)
         self._store.faults.strike("finish")
-        if self._state.key in self._store.objects:
+        there = self._store.objects.get(self._state.key)
+        if there is not None and self._replaces not in {there[0].generation or ""}:
             raise KeyTaken(f"{self._state.key} exists")
+        if self._state.session not in self._store.sessions:
+            raise StartOver("The session is gone.")
         data = self._store.sessions[self._state.session]
         stored = StoredObject(
             self._state.key,
@@ -244,7 +255,12 @@ class FakeStore:
         self.most_in_memory = 0
         self.hold: asyncio.Event | None = None
         self.held = 0
+        self.read_hold: asyncio.Event | None = None
         self.numbers = itertools.count(1)
+        self.listings: list[str] = []
+        self.reads: list[tuple[str, int]] = []
+        self.served = 0
+        self.piece = 1 << 16
         self._may_stat = may_stat
 
     async def probe(self) -> Capabilities:
@@ -260,10 +276,11 @@ class FakeStore:
         metadata: Mapping[str, str],
         record: Record,
         resume: UploadState | None = None,
+        replaces: str | None = None,
     ) -> AsyncIterator[_Upload]:
         self.faults.strike("put")
         state = resume or UploadState("", key, content_type, EPOCH)
-        upload = _Upload(self, state, record, dict(metadata))
+        upload = _Upload(self, state, record, dict(metadata), replaces)
         if resume is not None:
             upload.stored = self.finished.get(resume.session)
             if upload.stored is None:
@@ -280,16 +297,33 @@ class FakeStore:
         return None if found is None else found[0]
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
+        self.faults.strike("list")
+        self.listings.append(prefix)
         for key in sorted(self.objects):
             if key.startswith(prefix):
                 yield self.objects[key][0]
 
-    async def read(self, key: str, *, offset: int = 0) -> AsyncIterator[bytes]:
-        if key not in self.objects:
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        self.faults.strike("list")
+        keys = [key for key in self.objects if key.startswith(prefix)]
+        heads = (key[len(prefix) :].partition("/") for key in keys)
+        for folder in sorted({prefix + head + slash for head, slash, _ in heads if slash}):
+            yield folder
+
+    async def read(
+        self, key: str, *, offset: int = 0, generation: str | None = None
+    ) -> AsyncIterator[bytes]:
+        self.faults.strike("read")
+        found = self.objects.get(key)
+        if found is None or generation not in {None, found[0].generation}:
             raise Unfit(f"There is no object {key}.")
-        data = self.objects[key][1][offset:]
-        for start in range(0, len(data), 1 << 16):
-            yield data[start : start + (1 << 16)]
+        self.reads.append((key, offset))
+        if self.read_hold is not None:
+            await self.read_hold.wait()
+        for start in range(offset, len(found[1]), self.piece):
+            self.faults.strike("read-piece")
+            self.served += len(found[1][start : start + self.piece])
+            yield found[1][start : start + self.piece]
 
     async def delete(self, key: str, *, generation: str | None = None) -> None:
         found = self.objects.get(key)

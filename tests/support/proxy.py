@@ -1,7 +1,8 @@
 """A TCP proxy that breaks links on purpose: between the program and the NVR, or and the store.
 
 It knows nothing of HTTP or TLS. Faults are scripted by the number of bytes that went by in one
-direction and by connection number, so that a test can cut a link at any byte without sleeping.
+direction, counted from the beginning of a connection (by its number) or from bytes that were seen
+to go by (marks), so that a test can cut a link at any byte without sleeping.
 """
 
 from __future__ import annotations
@@ -52,6 +53,63 @@ class Break:
 
 
 @dataclass(slots=True)
+class MarkedBreak:
+    """Break whichever link shows all `marks`, one after the other, `after_bytes` later.
+
+    A mark is a direction and bytes that go by in it. Counting begins behind the last one, in
+    `direction`; a negative number breaks the link before the mark's own last bytes have passed.
+    With 0 it breaks when the next byte arrives, which then does not pass.
+    """
+
+    how: How
+    marks: tuple[tuple[Direction, bytes], ...]
+    after_bytes: int
+    direction: Direction
+    taken: bool = False
+    happened: int = 0
+    _reached: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+
+    def hit(self) -> None:
+        self.happened += 1
+        self._reached.set()
+
+    async def reached(self) -> None:
+        """Wait until it happened."""
+        await self._reached.wait()
+
+
+@dataclass(slots=True)
+class _Trail:
+    """How far one link has come along a marked break."""
+
+    entry: MarkedBreak
+    found: int = 0
+    passed: int = 0
+    tail: bytes = b""
+
+    def room(self, direction: Direction, piece: bytes) -> int | None:
+        """How many bytes of `piece` may pass before the link breaks; None: all of them."""
+        at = 0
+        marks = self.entry.marks
+        while self.found < len(marks) and marks[self.found][0] == direction:
+            mark = marks[self.found][1]
+            seen = self.tail + piece[at:]
+            place = seen.find(mark)
+            if place < 0:
+                self.tail = seen[max(0, len(seen) - len(mark) + 1) :]
+                return None
+            at += place + len(mark) - len(self.tail)
+            self.found, self.tail = self.found + 1, b""
+        if self.found < len(marks) or direction != self.entry.direction:
+            return None
+        left = self.entry.after_bytes - self.passed
+        if at + left > len(piece) or (at == len(piece) and left == 0):
+            self.passed += len(piece) - at
+            return None
+        return max(0, at + left)
+
+
+@dataclass(slots=True)
 class Link:
     """One accepted connection and the bytes it passed on, per direction."""
 
@@ -61,6 +119,7 @@ class Link:
     open: bool = True
     stalled: bool = False
     _breaks: dict[Direction, Break] = field(default_factory=dict, repr=False)
+    _trails: list[_Trail] = field(default_factory=list, repr=False)
 
     def passed(self, direction: Direction) -> int:
         return self.up_bytes if direction == "up" else self.down_bytes
@@ -80,6 +139,7 @@ class TcpProxy:
         self.target_port = target_port
         self.links: list[Link] = []
         self._breaks: list[Break] = []
+        self._marked: list[MarkedBreak] = []
         self._release = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -137,9 +197,40 @@ class TcpProxy:
         self._breaks.append(entry)
         return entry
 
-    def unused(self) -> list[Break]:
+    def cut_behind(
+        self,
+        how: How,
+        *marks: bytes | tuple[Direction, bytes],
+        after_bytes: int = 0,
+        direction: Direction = "up",
+    ) -> MarkedBreak:
+        """Script one break of the first link, open or to come, that shows these marks.
+
+        Bytes alone are a mark of what goes up.
+        """
+        wanted: tuple[tuple[Direction, bytes], ...] = tuple(
+            mark if isinstance(mark, tuple) else ("up", mark) for mark in marks
+        )
+        entry = MarkedBreak(how, wanted, after_bytes, direction)
+        self._marked.append(entry)
+        for link in filter(lambda link: link.open, self.links):
+            link._trails.append(_Trail(entry))
+        return entry
+
+    def forget(self) -> None:
+        """Take back every break that has not happened."""
+        self._breaks.clear()
+        self._marked.clear()
+        for link in self.links:
+            link._breaks.clear()
+            link._trails.clear()
+
+    def unused(self) -> list[Break | MarkedBreak]:
         """Breaks that did not happen as often as scripted."""
-        return [b for b in self._breaks if b.happened < (1 if b.times is None else b.times)]
+        unused: list[Break | MarkedBreak] = [m for m in self._marked if not m.happened]
+        return unused + [
+            b for b in self._breaks if b.happened < (1 if b.times is None else b.times)
+        ]
 
     async def refuse(self) -> None:
         """Refuse new connections (ECONNREFUSED); open ones go on."""
@@ -189,6 +280,7 @@ class TcpProxy:
                 each.close()
 
     def _assign(self, link: Link) -> None:
+        link._trails = [_Trail(entry) for entry in self._marked if not entry.taken]
         for entry in self._breaks:
             open_ = entry.times is None or entry.taken < entry.times
             mine = entry.connection in (None, link.number)
@@ -204,8 +296,8 @@ class TcpProxy:
         writer: asyncio.StreamWriter,
         writers: list[asyncio.StreamWriter],
     ) -> None:
-        entry = link._breaks.get(direction)
         while True:
+            entry = link._breaks.get(direction)
             if entry is not None and link.passed(direction) >= entry.after_bytes:
                 await self._break(link, entry, writers)
                 return
@@ -217,13 +309,20 @@ class TcpProxy:
                 raise ConnectionAbortedError("released from a stall")
             if entry is not None:
                 piece = piece[: entry.after_bytes - link.passed(direction)]
+            marked, room = _nearest(link, direction, piece)
+            piece = piece[:room]
             writer.write(piece)
             await writer.drain()
             link.count(direction, len(piece))
+            if marked is not None:
+                await self._break(link, marked, writers)
+                return
         if writer.can_write_eof():
             writer.write_eof()
 
-    async def _break(self, link: Link, entry: Break, writers: list[asyncio.StreamWriter]) -> None:
+    async def _break(
+        self, link: Link, entry: Break | MarkedBreak, writers: list[asyncio.StreamWriter]
+    ) -> None:
         for writer in writers:
             await _flushed(writer)
         link.stalled = entry.how == "stall"
@@ -234,6 +333,22 @@ class TcpProxy:
             for writer in writers:
                 writer.close()
         raise ConnectionAbortedError("broken on purpose")
+
+
+def _nearest(
+    link: Link, direction: Direction, piece: bytes
+) -> tuple[MarkedBreak | None, int | None]:
+    """The first marked break that falls into `piece`, and how much of it passes before."""
+    nearest: tuple[MarkedBreak | None, int | None] = (None, None)
+    for trail in link._trails:
+        if trail.entry.taken:
+            continue
+        room = trail.room(direction, piece)
+        if room is not None and (nearest[1] is None or room < nearest[1]):
+            nearest = (trail.entry, room)
+    if nearest[0] is not None:
+        nearest[0].taken = True
+    return nearest
 
 
 def _bound(port: int) -> socket.socket:

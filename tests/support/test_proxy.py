@@ -181,6 +181,60 @@ async def test_every_connection_so_many_times(proxy: TcpProxy, how: How) -> None
     assert ends == [b"a" if how == "close" else b"reset"] * 2 + [b"abc"]
 
 
+REQUEST = b"GET /clip HTTP/1.1\r\n\r\n"
+
+
+@pytest.mark.parametrize("after_bytes", [-len(REQUEST), -1, 0, 1, 5])
+@pytest.mark.parametrize("step", [1, 7, 1000])
+async def test_a_break_so_many_bytes_behind_a_mark(echo: Echo, after_bytes: int, step: int) -> None:
+    """Wherever the pieces end: the mark is found, and what may pass arrives."""
+    before = b"x" * 10
+    async with TcpProxy("127.0.0.1", echo.port) as proxy:
+        entry = proxy.cut_behind("reset", REQUEST, after_bytes=after_bytes)
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.url_port)
+        data = before + REQUEST + b"body body"
+        for at in range(0, len(data), step):
+            writer.write(data[at : at + step])
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await entry.reached()
+        await echo.ended.wait()
+        # Pieces that were only the beginning of a mark have passed when it turns out to be one.
+        wanted = len(before) + len(REQUEST) + after_bytes
+        assert echo.received[0] >= wanted
+        if after_bytes >= 0 or step == 1000:
+            assert echo.received[0] == wanted
+        assert not proxy.unused()
+        writer.transport.abort()
+        await asyncio.sleep(0)
+        del reader
+
+
+async def test_a_mark_upwards_and_one_downwards(echo: Echo) -> None:
+    async with TcpProxy("127.0.0.1", echo.port) as proxy:
+        entry = proxy.cut_behind(
+            "close", b"second", ("down", b"sec"), after_bytes=2, direction="down"
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.url_port)
+        writer.write(b"first ")
+        assert await reader.readexactly(6) == b"first "
+        writer.write(b"second")
+        assert await reader.read() == b"secon"
+        assert entry.happened == 1
+        writer.close()
+
+
+async def test_a_marked_break_happens_once_and_can_be_taken_back(proxy: TcpProxy) -> None:
+    proxy.cut_behind("reset", b"mark")
+    with pytest.raises(ConnectionError):
+        await talk(proxy, b"a mark and more")
+    assert await talk(proxy, b"a mark and more") == b"a mark and more"
+    proxy.cut_behind("reset", b"mark")
+    assert len(proxy.unused()) == 1
+    proxy.forget()
+    assert await talk(proxy, b"a mark and more") == b"a mark and more"
+
+
 async def test_breaks_not_reached_are_named(echo: Echo) -> None:
     async with TcpProxy("127.0.0.1", echo.port) as proxy:
         entry = proxy.cut(after_bytes=100)

@@ -88,6 +88,23 @@ async def _portions(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
             return
 
 
+def _end_the_limit_with_the_body(response: aiohttp.ClientResponse) -> None:
+    """Once the last byte is here, nothing more is waited for, however slowly it is taken.
+
+    aiohttp 3.14 sets its read limit anew when a reader that had fallen behind catches up, also if
+    the body's end was all that was left: seconds later it spoils what has not been read yet.
+    """
+    connection = response.connection
+    protocol = None if connection is None else connection.protocol
+    if protocol is None:
+        return
+
+    def no_limit() -> None:
+        protocol.read_timeout = None  # the next request on this connection sets its own
+
+    response.content.on_eof(no_limit)
+
+
 class Bodies:
     """Opens bodies; one per source. `own` and `foreign` are sessions made by `tls`."""
 
@@ -122,6 +139,7 @@ class Bodies:
         return self._body(response, size=response.content_length, offset=0)
 
     def _body(self, response: aiohttp.ClientResponse, *, size: int | None, offset: int) -> HttpBody:
+        _end_the_limit_with_the_body(response)
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if encoding not in ("", "identity"):
             raise Suspect(

@@ -32,15 +32,18 @@ async def taken_over(
     or an OSError when the connection ends early.
     """
     head = response.content.read_nowait()
-    if head:
-        yield head
     connection = response.connection
     if connection is None or connection.transport is None:
         # It has ended, or broken, while the head was on its way: the stream knows which.
+        if head:
+            yield head
         async for piece in response.content.iter_any():
             yield piece
         return
+    # Before anything is passed on: a reader that takes its time would leave the rest to the former.
     intake = Intake(connection.transport, connection.protocol, size - len(head))
+    if head:
+        yield head
     while piece := await intake.receive(stall_seconds):
         yield piece
 

@@ -52,6 +52,9 @@ AHEAD: Final = timedelta(minutes=30)
 
 RECENT: Final = listing.LONGEST_QUERY
 
+TURN_SECONDS: Final = 10.0
+"""A clip is looked for beside a listing that has not come to its end after so long."""
+
 _KILLED: Final = "killed"
 """In the message of every call to a plugin that died; the server restarts it within a minute."""
 
@@ -221,8 +224,8 @@ class ScryptedSource:
         others = False
         for stretch in self._stretches(clip):
             try:
-                # Not in the queue of listings: a plugin that hangs must not hold up the others.
-                listed = await self._list(clip.camera, stretch)
+                async with self._turn():
+                    listed = await self._list(clip.camera, stretch)
             except _CameraGone:
                 break
             self._remember(listed.entries)
@@ -231,6 +234,23 @@ class ScryptedSource:
                 return _Found(entry, fresh=False, others=True)
             others = others or bool(listed.entries)
         return _Found(None, fresh=False, others=others)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One listing at a time; but a plugin that hangs must not hold up the clips of others."""
+        queued = asyncio.ensure_future(self._one_listing.acquire())
+        patience = asyncio.ensure_future(self._clock.sleep(TURN_SECONDS))
+        try:
+            try:
+                await asyncio.wait({queued, patience}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                queued.cancel()
+                patience.cancel()
+                await asyncio.wait({queued, patience})
+            yield
+        finally:
+            if not queued.cancelled():
+                self._one_listing.release()
 
     def _stretches(self, clip: Clip) -> list[Window]:
         start = max(clip.start, from_ms(0) + NARROW) - NARROW

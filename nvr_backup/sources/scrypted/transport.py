@@ -47,6 +47,38 @@ def _silent() -> logging.Logger:
     return logger
 
 
+class _Http:
+    """The session as engine.io uses it, with its WebSockets in sight.
+
+    engine.io drops one unclosed when it is cancelled, or refused, between upgrade and probe.
+    """
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._sockets: list[aiohttp.ClientWebSocketResponse[bool]] = []
+        self.get = session.get
+        self.post = session.post
+
+    @property
+    def closed(self) -> bool:
+        return self._session.closed
+
+    async def ws_connect(self, url: str, **options: Any) -> aiohttp.ClientWebSocketResponse[bool]:
+        socket: aiohttp.ClientWebSocketResponse[bool]
+        socket = await self._session.ws_connect(url, **options)
+        self._sockets.append(socket)
+        return socket
+
+    async def close(self) -> None:
+        """Close everything; what is still open is not given time for a goodbye."""
+        for socket in self._sockets:
+            with contextlib.suppress(*CONNECT_FAILURES):
+                async with asyncio.timeout(0):
+                    await socket.close()
+        self._sockets.clear()
+        await self._session.close()
+
+
 class GuardedTransport:
     """An engine.io connection in a session of its own (which it closes).
 
@@ -62,7 +94,7 @@ class GuardedTransport:
         lost: Callable[[str], None],
         connect_seconds: float,
     ) -> None:
-        self._session = session
+        self._http = _Http(session)
         self._lost = lost
         self._ended = False
         self._loop = asyncio.get_running_loop()
@@ -70,7 +102,7 @@ class GuardedTransport:
         self._engine = engineio.AsyncClient(
             logger=_silent(),
             request_timeout=connect_seconds,
-            http_session=session,
+            http_session=self._http,
             ssl_verify=True,  # the session's connector decides; False would build a context here
             handle_sigint=False,
             websocket_extra_options={"max_msg_size": MESSAGE_LIMIT},
@@ -122,7 +154,7 @@ class GuardedTransport:
             for task in loops:
                 task.cancel()
             await asyncio.gather(*loops, return_exceptions=True)
-            await self._session.close()
+            await self._http.close()
 
     def _disconnected(self, reason: str = "") -> None:
         if not self._ended:

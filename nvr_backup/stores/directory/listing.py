@@ -41,6 +41,9 @@ PARTIAL_LIFE_SECONDS = 7 * 24 * 3600
 CLEARED_AT_ONCE = 1000
 """Entries looked at in one probe, so that a probe stays short."""
 
+PROBE = PRIVATE + b"-probe-"
+"""What the names of a probe's files begin with, in the root before the very first upload."""
+
 
 def describe(site: Site, key: str) -> StoredObject | None:
     """The object under a key, or None."""
@@ -79,6 +82,24 @@ def walk(site: Site, prefix: str) -> Generator[StoredObject, None, None]:
     """Every object whose key begins with `prefix`, in the order of the keys' UTF-8 bytes."""
     with translated(site.path), closing(site.open()) as root:
         yield from _walk(root, root, b"", prefix.encode(errors="surrogatepass"))
+
+
+def folders(site: Site, prefix: str) -> list[str]:
+    """The folders of one level whose path begins with `prefix`, each with a slash at its end."""
+    wanted = prefix.encode(errors="surrogatepass")
+    above, slash, _ = wanted.rpartition(b"/")
+    components = tuple(above.split(b"/")) if slash else ()
+    hidden = bool(components) and is_private(components[0])
+    if hidden or any(name in (b"", b".", b"..") for name in components):
+        return []
+    with translated(site.path), closing(site.open()) as root:
+        try:
+            folder = walk_to(root, components)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        with closing(folder):
+            names = _names(folder, above + slash, wanted)
+    return [(above + slash + name).decode() for name in names if name.endswith(b"/")]
 
 
 def _walk(root: int, folder: int, path: bytes, prefix: bytes) -> Iterator[StoredObject]:
@@ -134,6 +155,7 @@ def probe(site: Site, *, reserve_bytes: int, now: datetime) -> None:
     """Whether a file can be created and placed here; Blocked with the reason if not."""
     with translated(site.path), closing(site.open()) as root:
         _require_space(site.path, root, reserve_bytes)
+        clear_old(root, now, only=PROBE)  # of a first probe that was killed
         try:
             folder = walk_to(root, (PRIVATE, PARTIAL))
         except FileNotFoundError:  # the very first use
@@ -164,7 +186,7 @@ def _require_space(path: str, root: int, reserve_bytes: int) -> None:
 
 def _try_out(folder: int) -> None:
     """Create and place a small file as a clip would be, and remove it again."""
-    name = PRIVATE + b"-probe-" + secrets.token_hex(16).encode()
+    name = PROBE + secrets.token_hex(16).encode()
     placed = name + b"-placed"
     try:
         write_file(folder, name, b"\0" * 4096)
@@ -174,15 +196,18 @@ def _try_out(folder: int) -> None:
         remove(folder, placed)
 
 
-def clear_old(folder: int, now: datetime) -> None:
+def clear_old(folder: int, now: datetime, *, only: bytes = b"") -> None:
     """Remove partial files untouched for a week, unless an upload holds them.
 
-    Those of uploads that could still be resumed are lost with them: they start over.
+    Those of uploads that could still be resumed are lost with them: they start over. `only` names
+    that begin so are looked at.
     """
     oldest = now.timestamp() - PARTIAL_LIFE_SECONDS
     with os.scandir(folder) as entries:
         names = [os.fsencode(entry.name) for entry in islice(entries, CLEARED_AT_ONCE)]
     for name in names:
+        if not name.startswith(only):
+            continue
         found = regular(folder, name)
         if found is None or found.st_mtime > oldest:
             continue

@@ -33,7 +33,7 @@ from nvr_backup.stores.directory.files import (
     walk_to,
 )
 from nvr_backup.stores.directory.sidecar import Sidecar
-from nvr_backup.stores.directory.site import PARTIAL, Site
+from nvr_backup.stores.directory.site import PARTIAL, REPLACED, Site
 
 PIECES_AT_ONCE = os.sysconf("SC_IOV_MAX") if "SC_IOV_MAX" in os.sysconf_names else 1024
 READ_BYTES = 1024 * 1024
@@ -41,10 +41,16 @@ _TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 
 
 class PartialFile:
-    """The unfinished file of one upload. `close` removes it unless `keep` was set."""
+    """The unfinished file of one upload. `close` removes it unless `keep` was set.
 
-    def __init__(self, site: Site, key: str, token: str | None = None) -> None:
+    `replaces` is the generation ("" for none) of a corrupt file that gives way to this one.
+    """
+
+    def __init__(
+        self, site: Site, key: str, token: str | None = None, *, replaces: str | None = None
+    ) -> None:
         self.key = key
+        self._replaces = replaces
         self.token = secrets.token_hex(16) if token is None else token
         self.keep = token is not None
         self._site = site
@@ -116,6 +122,7 @@ class PartialFile:
             folder = self._site.folders.make(self._root, self._names[:-1])
             with closing(folder):
                 self._refuse_taken()
+                self._move_aside(folder)
                 sidecars.save(self._root, self._site.folders, sidecar)
                 try:
                     place(self._folder, self.token.encode(), folder, self._names[-1])
@@ -160,7 +167,7 @@ class PartialFile:
         except FileNotFoundError:
             return
         with closing(folder):
-            if not exists(folder, self._names[-1]):
+            if not exists(folder, self._names[-1]) or self._is_to_give_way(folder):
                 return
             self.keep = False
             if regular(folder, self._names[-1]) is None:
@@ -170,6 +177,23 @@ class PartialFile:
                     hint="Move it out of the way, then retry the clip.",
                 )
             raise self._taken()
+
+    def _is_to_give_way(self, folder: int) -> bool:
+        found = regular(folder, self._names[-1])
+        if found is None or self._replaces is None:
+            return False
+        there = sidecars.describe(self._root, self.key, found.st_size)
+        return (there.generation or "") == self._replaces
+
+    def _move_aside(self, folder: int) -> None:
+        """Keep the corrupt file, where there is one, out of the way; under our name it stays."""
+        if not exists(folder, self._names[-1]):
+            return
+        with closing(self._site.folders.make(self._root, (PRIVATE, REPLACED))) as replaced:
+            aside = self.token.encode() + b"-" + self._names[-1]
+            os.rename(self._names[-1], aside, src_dir_fd=folder, dst_dir_fd=replaced)
+            sync_folder(replaced)
+            sync_folder(folder)
 
     def _taken(self) -> KeyTaken:
         return KeyTaken(f"The store {self._site.path} already holds a file {self.key!r}.")
@@ -193,9 +217,13 @@ class ObjectFile:
         self._names = split_key(key)
         self._file = -1
 
-    def open(self) -> int | None:
-        """Its size in bytes, or None when there is no such object."""
-        with translated(self._site.path, self._key), closing(self._site.open()) as root:
+    def open(self, generation: str | None = None) -> int | None:
+        """Its size in bytes, or None when there is no such object (in this generation)."""
+        with (
+            translated(self._site.path, self._key),
+            self._site.lock(self._key),
+            closing(self._site.open()) as root,
+        ):
             try:
                 folder = walk_to(root, self._names[:-1])
             except (FileNotFoundError, NotADirectoryError):
@@ -208,7 +236,9 @@ class ObjectFile:
                     self._file = os.open(self._names[-1], flags, dir_fd=folder)
                 except FileNotFoundError:
                     return None
-            return os.fstat(self._file).st_size
+            size = os.fstat(self._file).st_size
+            found = sidecars.describe(root, self._key, size)
+            return size if generation in {None, found.generation} else None
 
     def read(self, offset: int) -> bytes:
         """The next bytes from `offset` on, at most `READ_BYTES`; empty at the end."""

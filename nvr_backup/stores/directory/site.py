@@ -30,6 +30,7 @@ from nvr_backup.stores.directory.settings import DirectorySettings
 FORMAT = 1
 PARTIAL = b"partial"
 OBJECTS = b"objects"
+REPLACED = b"replaced"
 _MARKER = b"store.json"
 _MARKER_LIMIT_BYTES = 4096
 _ABOUT = (

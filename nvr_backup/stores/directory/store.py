@@ -16,7 +16,7 @@ from itertools import islice
 
 from nvr_backup.chunks import Chunk
 from nvr_backup.clock import Clock
-from nvr_backup.errors import StartOver, Unfit
+from nvr_backup.errors import NvrBackupError, StartOver, Unfit
 from nvr_backup.model import StoredObject, UploadState
 from nvr_backup.ports import Capabilities, Record
 from nvr_backup.stores.directory import listing
@@ -78,9 +78,11 @@ class DirectoryStore:
         metadata: Mapping[str, str],
         record: Record,
         resume: UploadState | None = None,
+        replaces: str | None = None,
     ) -> AsyncIterator[DirectoryUpload]:
         """See `ports.ClipStore.put`. Unfit for a key that is no safe relative path."""
-        file = PartialFile(self._site, key, None if resume is None else resume.session)
+        session = None if resume is None else resume.session
+        file = PartialFile(self._site, key, session, replaces=replaces)
         lane = self._threads.lane(file.close)
         state = UploadState(
             session=file.token,
@@ -119,15 +121,23 @@ class DirectoryStore:
         finally:
             await lane.aclose()
 
-    async def read(self, key: str, *, offset: int = 0) -> AsyncIterator[bytes]:
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        """Folders whose path begins with `prefix`, of the one level that it leads to."""
+        for found in await self._threads.run(lambda: listing.folders(self._site, prefix)):
+            yield found
+
+    async def read(
+        self, key: str, *, offset: int = 0, generation: str | None = None
+    ) -> AsyncIterator[bytes]:
         """The object's bytes from `offset` on; Unfit when there is no such object."""
         if offset < 0:
             raise ValueError(f"offset {offset} is negative")
         file = ObjectFile(self._site, key)
         lane = self._threads.lane(file.close)
         try:
-            if await lane.run(file.open) is None:
-                raise Unfit(f"There is no object {key!r} in the store {self._site.path}.")
+            if await lane.run(lambda: file.open(generation)) is None:
+                which = "" if generation is None else f" in generation {generation}"
+                raise Unfit(f"There is no object {key!r}{which} in the store {self._site.path}.")
             at = offset
             while piece := await lane.run(partial(file.read, at)):
                 at += len(piece)
@@ -192,6 +202,8 @@ class DirectoryUpload:
             return  # re-sent from an earlier start: all of it is here
         self._refuse_gap(chunk)
         await self._begin()
+        if not self._file.keep:
+            await self._note(self._state)  # before its first byte: no death leaves a nameless file
         await self._append(chunk)
         self._state = replace(
             self._state,
@@ -199,18 +211,14 @@ class DirectoryUpload:
             crc32c=chunk.after.crc32c,
             inspection=chunk.after.inspection,
         )
-        self._file.keep = True
-        await self._record(self._state)
+        await self._note(self._state)
 
     async def finish(self, chunk: Chunk) -> StoredObject:
         """Write, sync and read back the last chunk, then place the file under its key."""
         self._refuse_gap(chunk)
         sidecar = self._sidecar(chunk.end, chunk.after.crc32c)
         await self._begin()
-        self._file.keep = True
-        await self._record(
-            replace(self._state, total=sidecar.size, total_crc32c=sidecar.crc32c),
-        )
+        await self._note(replace(self._state, total=sidecar.size, total_crc32c=sidecar.crc32c))
         await self._append(chunk)
         await self._lane.run(lambda: self._file.publish(sidecar))
         self._stored = sidecar.describes(sidecar.size)
@@ -224,6 +232,20 @@ class DirectoryUpload:
         if not self._open:
             await self._lane.run(self._file.create)
             self._open = True
+
+    async def _note(self, state: UploadState) -> None:
+        """Record a state: from the first one on the file stays for the next attempt.
+
+        Where nothing could be recorded (a full state disk, restart after restart) it must not
+        stay: nobody would come back for it. After a cancellation it may have been recorded.
+        """
+        nameless = not self._file.keep
+        self._file.keep = True
+        try:
+            await self._record(state)
+        except NvrBackupError:
+            self._file.keep = not nameless
+            raise
 
     def _refuse_gap(self, chunk: Chunk) -> None:
         if chunk.start > self.confirmed:

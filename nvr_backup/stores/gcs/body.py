@@ -13,6 +13,8 @@ from typing import Final
 from aiohttp import Payload
 from aiohttp.abc import AbstractStreamWriter
 
+from nvr_backup.ports import Allow
+
 YIELD_BYTES: Final = 1024 * 1024
 """The event loop gets its turn after so many bytes: 6 ms of lag instead of up to 125."""
 
@@ -27,7 +29,9 @@ def _nothing() -> None:
 class PiecesBody(Payload):
     """`head`, then the first `size` bytes of `pieces`, then `tail`.
 
-    `progress` is called whenever the connection took more; `complete` says that it took all.
+    `progress` is called whenever the connection took more; `complete` says that it took all. With
+    `allow` no byte goes before it was asked; `waiting` is called before that, because how long it
+    takes is our own doing and no silence of the store's.
     """
 
     _autoclose = True
@@ -46,6 +50,8 @@ class PiecesBody(Payload):
         self._tail = tail
         self._size = len(head) + size + len(tail)
         self.progress: Callable[[], None] = _nothing
+        self.waiting: Callable[[], None] = _nothing
+        self.allow: Allow | None = None
         self.complete = False
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -69,13 +75,26 @@ class PiecesBody(Payload):
         self._consumed = True
         since_yield = 0
         for part in self._parts():
-            await writer.write(part)
+            if self.allow is None:
+                await writer.write(part)
+            else:
+                await self._write_allowed(writer, memoryview(part), self.allow)
             self.progress()
             since_yield += len(part)
             if since_yield >= YIELD_BYTES:
                 since_yield = 0
                 await asyncio.sleep(0)
         self.complete = True
+
+    async def _write_allowed(
+        self, writer: AbstractStreamWriter, left: memoryview, allow: Allow
+    ) -> None:
+        while left:
+            self.waiting()
+            allowed = await allow(len(left))
+            self.progress()
+            await writer.write(left[:allowed])
+            left = left[allowed:]
 
     def _parts(self) -> Iterator[bytes | memoryview]:
         if self._head:

@@ -21,6 +21,7 @@ from yarl import URL
 
 from nvr_backup import __version__
 from nvr_backup.errors import Blocked
+from nvr_backup.ports import Allow
 from nvr_backup.stores.gcs.body import PiecesBody
 from nvr_backup.stores.gcs.credentials import Bearer, NoToken
 from nvr_backup.stores.gcs.replies import Outcome, Reply, Unanswered, raised
@@ -117,12 +118,20 @@ class GcsClient:
     reads and what it has no call for are requests of our own through its session.
     """
 
-    def __init__(self, storage: Storage, endpoint: Endpoint, settings: GcsSettings) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        endpoint: Endpoint,
+        settings: GcsSettings,
+        *,
+        allow: Allow | None = None,
+    ) -> None:
         self._storage = storage
         self._bearer: Bearer = storage.token
         # gcloud-aio would limit a whole exchange to 10 s.
         self._timeout: aiohttp.ClientTimeout = storage.session.session.timeout
         self._stall_seconds = settings.stall_seconds
+        self._allow = allow
         self._bucket = _quoted(settings.bucket)
         self.endpoint = endpoint
 
@@ -134,10 +143,10 @@ class GcsClient:
         """An object, whatever characters its name has."""
         return self.bucket_address(f"/o/{_quoted(name)}", query)
 
-    def upload_address(self, kind: str) -> str:
-        """Where objects are created, and only created: an existing one fails the condition."""
+    def upload_address(self, kind: str, replaces: str) -> str:
+        """Where objects are created, if none but generation `replaces` is there ("0": none)."""
         root = f"{self.endpoint.root}/upload/storage/v1/b/{self._bucket}/o"
-        return f"{root}?uploadType={kind}&ifGenerationMatch=0"
+        return f"{root}?{urlencode({'uploadType': kind, 'ifGenerationMatch': replaces})}"
 
     def owns_session(self, address: str) -> bool:
         """Whether a session's address is on this endpoint and, as far as it tells, this bucket."""
@@ -166,7 +175,8 @@ class GcsClient:
     ) -> Outcome:
         """One request, once, and its whole answer.
 
-        The stall limit counts anew whenever bytes leave or arrive. Raises Blocked for unusable
+        The stall limit counts anew whenever bytes leave or arrive; it stands still while `allow`
+        holds bytes back. Raises Blocked for unusable
         credentials or a certificate that is not trusted.
         """
         try:
@@ -241,8 +251,12 @@ class GcsClient:
                     if not limit.expired():
                         limit.reschedule(now() + self._stall_seconds)
 
+                def held_back() -> None:
+                    if not limit.expired():
+                        limit.reschedule(None)
+
                 if isinstance(body, PiecesBody):
-                    body.progress = alive
+                    body.progress, body.waiting, body.allow = alive, held_back, self._allow
                 response: aiohttp.ClientResponse = await self._storage.session.request(
                     method,
                     URL(address, encoded=True),
@@ -254,7 +268,8 @@ class GcsClient:
                 )
         finally:
             if isinstance(body, PiecesBody):
-                body.progress = _unwatched  # its writer may outlive the limit by a moment
+                # Its writer may outlive the limit by a moment.
+                body.progress = body.waiting = _unwatched
         self._heed(response.status, response.request_info)
         return response
 

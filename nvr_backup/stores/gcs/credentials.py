@@ -138,7 +138,7 @@ class Bearer:
             raise NoToken(
                 Unanswered(f"no access token: {type(err).__name__}", sent=False)
             ) from None
-        except (jwt.PyJWTError, ValueError, KeyError, TypeError) as err:
+        except (jwt.PyJWTError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise self._blocked(f"yielded no access token ({type(err).__name__})") from None
         self._replace_at = self._clock.monotonic() + answer.expires_in * USED_SHARE
         return str(answer.value)

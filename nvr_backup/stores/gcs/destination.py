@@ -68,7 +68,11 @@ class Destination:
         return ending is not None and theirs == (key, ending.total, ending.crc32c)
 
     async def look(self, ending: Ending | None, budget: RetryBudget) -> Found:
-        """Look under the key, where the permission storage.objects.get allows it."""
+        """Look under the key, where the permission storage.objects.get allows it.
+
+        The object that is to be replaced is not what we sent, whatever the store says of it: rotten
+        bytes keep their size and checksum there.
+        """
         reply = await budget.clear(lambda: self._client.describe(self.new.name))
         if reply.status != 200:
             return Found(None, known=reply.status == 404)
@@ -76,7 +80,8 @@ class Destination:
         if found is None:
             return Found(None, known=False)
         same = self.is_sent(found, ending) and _same(found.metadata, self.new.metadata)
-        return Found(found if same else None, known=True)
+        ours = same and found.generation != self.new.replaces
+        return Found(found if ours else None, known=True)
 
     async def remove(self, found: StoredObject) -> None:
         """Remove exactly this generation, if the store lets us; best effort."""

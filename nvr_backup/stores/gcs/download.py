@@ -12,18 +12,25 @@ import aiohttp
 
 from nvr_backup.errors import Transient, Unfit
 from nvr_backup.stores.gcs.client import FAILURES, GcsClient
-from nvr_backup.stores.gcs.replies import Outcome, Unanswered, is_unclear, refusal
+from nvr_backup.stores.gcs.replies import (
+    Outcome,
+    Unanswered,
+    is_bucket_missing,
+    is_unclear,
+    refusal,
+)
 from nvr_backup.stores.gcs.retry import RetryBudget
 
 
 async def download(
-    client: GcsClient, name: str, *, offset: int, budget: RetryBudget, doing: str
+    client: GcsClient, name: str, *, offset: int, generation: str, budget: RetryBudget, doing: str
 ) -> AsyncIterator[bytes]:
     """Bytes of the object `name` from `offset` on; none when it is not longer than that.
 
-    Raises Unfit when there is no such object, Blocked or Transient otherwise.
+    `generation` "" means the one that is there. Raises Unfit when there is no such object, Blocked
+    or Transient otherwise.
     """
-    position, generation = offset, ""
+    position = offset
     while True:
         query = {"alt": "media", **({"generation": generation} if generation else {})}
         headers = {"Range": f"bytes={position}-"} if position else {}
@@ -53,7 +60,7 @@ async def download(
         if not isinstance(opened, Unanswered) and not is_unclear(opened):
             if opened.status == 416:
                 return
-            if opened.status == 404:
+            if opened.status == 404 and not is_bucket_missing(opened):
                 raise Unfit(f"{doing}: there is no such object.")
             raise refusal(opened, doing=doing)
         await budget.again(opened)

@@ -19,14 +19,14 @@ from typing import Any, Final
 
 import aiohttp
 
-from nvr_backup.errors import Blocked, NvrBackupError, Transient, Unfit
+from nvr_backup.errors import Blocked, NvrBackupError, Suspect, Transient, Unfit
 from nvr_backup.model import StoredObject
 
 LOST_SESSION: Final = frozenset({404, 410, 499})
 UNCLEAR: Final = frozenset({401, 408, 425, 429})
 """Statuses below 500 that say nothing lasting: ask again (401: with a fresh token)."""
 
-ABOUT_THE_OBJECT: Final = frozenset({400, 413, 414, 431})
+ABOUT_THE_OBJECT: Final = frozenset({413, 414, 431})
 """Refusals that speak of this very request, so that other clips may well succeed."""
 
 QUOTED_CHARS: Final = 240
@@ -206,7 +206,8 @@ def refusal(reply: Reply, *, doing: str) -> NvrBackupError:
         missing = _PERMISSION.search(_text(reply))
         hint = (
             f"The key lacks the permission {missing[0]}: grant its account a role that has it on "
-            "the bucket (Storage Object Creator to store, Storage Object User for everything)."
+            "the bucket (Storage Object Creator to store, Storage Object Viewer to read, Storage "
+            "Object User for everything)."
             if missing
             else "Check the account's roles on the bucket, and billing of the project."
         )
@@ -216,7 +217,10 @@ def refusal(reply: Reply, *, doing: str) -> NvrBackupError:
             f"{doing}: there is no such bucket (404{said}).",
             hint="Check the bucket's name in the configuration, or create it.",
         )
-    if reply.status in ABOUT_THE_OBJECT and _reason(reply) != "required":
+    if reply.status == 400 and _reason(reply) != "required":
+        # Front ends answer so to a request that was garbled on its way: once proves nothing.
+        return Suspect(f"{doing}: the store finds the request malformed (400{said}).")
+    if reply.status in ABOUT_THE_OBJECT:
         return Unfit(f"{doing}: the store will not take this ({reply.status}{said}).")
     return Blocked(
         f"{doing}: unexpected answer ({reply.status}{said}).",

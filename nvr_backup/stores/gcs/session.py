@@ -1,8 +1,8 @@
 """The wire form of the two ways to create an object: headers, JSON parts, the bodies' frames.
 
 Pure: builds requests, sends none (JSON API: "Resumable uploads", "Multipart upload"). Both ways
-are create-only by `ifGenerationMatch=0` in the address and carry the clip's CRC32C for the server
-to check.
+are create-only by `ifGenerationMatch=0` in the address (or replace one corrupt generation and no
+other) and carry the clip's CRC32C for the server to check.
 """
 
 from __future__ import annotations
@@ -35,11 +35,15 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class NewObject:
-    """The object to be created; `name` is the whole name in the bucket."""
+    """The object to be created; `name` is the whole name in the bucket.
+
+    `replaces` is the one generation that may lie there before; "0": nothing may.
+    """
 
     name: str
     content_type: str
     metadata: Mapping[str, str]
+    replaces: str = "0"
 
     def resource(self, **more: str) -> bytes:
         """Its description for the JSON API."""

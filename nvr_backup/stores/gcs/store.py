@@ -2,7 +2,8 @@
 
 Everything but creating is optional: a key with the role Storage Object Creator alone is enough.
 The prefix of the settings is put before every key here and taken off again; nobody else knows it.
-It must never replace an object: the only writes are `upload`'s, which are create-only.
+It must never replace an object but the one generation that was found corrupt: the only writes are
+`upload`'s, which are create-only otherwise.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from gcloud.aio.storage import Storage
 
 from nvr_backup.clock import Clock
 from nvr_backup.errors import Blocked, Transient
 from nvr_backup.model import StoredObject, UploadState
-from nvr_backup.ports import Capabilities, ClipStore, Record, Upload
+from nvr_backup.ports import Allow, Capabilities, ClipStore, Record, Upload
 from nvr_backup.stores.gcs.client import GcsClient, open_session
 from nvr_backup.stores.gcs.credentials import Bearer, find_credentials, read_credentials
 from nvr_backup.stores.gcs.destination import Destination, only_generation
@@ -41,16 +42,23 @@ DELETE: Final = "storage.objects.delete"
 PROBE_ATTEMPTS: Final = 3
 """A probe is repeated by whoever asked for it; it answers soon."""
 
+_NOTHING: Final = "0"
+"""The generation of a key without an object (JSON API, `ifGenerationMatch`)."""
+
 PAGE_OBJECTS: Final = 500
 EMPTY_PAGES_LIMIT: Final = 100
 """A page may be empty and yet not the last; so many in a row are no listing."""
 
-PAGE_FIELDS: Final = "nextPageToken,items(name,size,crc32c,generation,contentType,metadata)"
+OBJECTS: Final = "items(name,size,crc32c,generation,contentType,metadata)"
+FOLDERS: Final = "prefixes"
+"""What is asked of a page besides its token."""
 
 
 @asynccontextmanager
-async def open_store(settings: GcsSettings, clock: Clock) -> AsyncIterator[ClipStore]:
-    """The store for `settings`, its connections closed at the end.
+async def open_store(
+    settings: GcsSettings, clock: Clock, *, allow: Allow | None = None
+) -> AsyncIterator[ClipStore]:
+    """The store for `settings`, its connections closed at the end; `allow` limits what leaves.
 
     Asks nothing of the network, so it works with the link down. Raises ConfigError for an
     unusable endpoint or credentials file. To gcloud-aio `api_is_dev` means: send no token.
@@ -66,7 +74,7 @@ async def open_store(settings: GcsSettings, clock: Clock) -> AsyncIterator[ClipS
             api_root=endpoint.root,
             api_is_dev=not endpoint.authenticated,
         )
-        yield GcsStore(GcsClient(storage, endpoint, settings), clock, settings)
+        yield GcsStore(GcsClient(storage, endpoint, settings, allow=allow), clock, settings)
 
 
 class GcsStore:
@@ -122,8 +130,11 @@ class GcsStore:
         metadata: Mapping[str, str],
         record: Record,
         resume: UploadState | None = None,
+        replaces: str | None = None,
     ) -> AsyncIterator[Upload]:
-        new = NewObject(self._settings.prefix + key, content_type, dict(metadata))
+        new = NewObject(
+            self._settings.prefix + key, content_type, dict(metadata), replaces or _NOTHING
+        )
         state = resume or UploadState("", key, content_type, self._clock.now())
         upload = GcsUpload(
             self._client,
@@ -150,22 +161,35 @@ class GcsStore:
 
     async def list(self, prefix: str) -> AsyncIterator[StoredObject]:
         doing = self._step(prefix, "listing")
-        token, empty_pages = "", 0
-        while True:
-            found, following = await self._page(prefix, token, doing)
+        async for page in self._pages(prefix, {"fields": f"nextPageToken,{OBJECTS}"}, doing):
+            found = [stored_object(item, self._settings.prefix) for item in _entries(page, "items")]
+            if None in found:
+                raise Transient(f"{doing}: an entry of the listing makes no sense.")
             for each in found:
-                yield each
-            if not following:
-                return
-            empty_pages = 0 if found else empty_pages + 1
-            if empty_pages > EMPTY_PAGES_LIMIT or (found and following == token):
-                raise Transient(f"{doing}: the listing goes round in circles.")
-            token = following
+                if each is not None:
+                    yield each
 
-    def read(self, key: str, *, offset: int = 0) -> AsyncIterator[bytes]:
+    async def folders(self, prefix: str) -> AsyncIterator[str]:
+        doing = self._step(prefix, "listing folders")
+        query = {"fields": f"nextPageToken,{FOLDERS}", "delimiter": "/"}
+        async for page in self._pages(prefix, query, doing):
+            for name in _entries(page, "prefixes"):
+                if not isinstance(name, str):
+                    raise Transient(f"{doing}: an entry of the listing makes no sense.")
+                yield name.removeprefix(self._settings.prefix)
+
+    def read(
+        self, key: str, *, offset: int = 0, generation: str | None = None
+    ) -> AsyncIterator[bytes]:
         doing = self._step(key, "reading")
-        name = self._settings.prefix + key
-        return download(self._client, name, offset=offset, budget=self._budget(doing), doing=doing)
+        return download(
+            self._client,
+            self._settings.prefix + key,
+            offset=offset,
+            generation=generation or "",
+            budget=self._budget(doing),
+            doing=doing,
+        )
 
     async def delete(self, key: str, *, generation: str | None = None) -> None:
         doing = self._step(key, "deleting")
@@ -176,27 +200,39 @@ class GcsStore:
         if not gone:
             raise refusal(reply, doing=doing)
 
-    async def _page(
-        self, prefix: str, token: str, doing: str
-    ) -> tuple[Sequence[StoredObject], str]:
-        """One page of a listing and the token of the next; "" after the last."""
-        query = {
-            "prefix": self._settings.prefix + prefix,
-            "maxResults": str(PAGE_OBJECTS),
-            "fields": PAGE_FIELDS,
-            **({"pageToken": token} if token else {}),
-        }
+    async def _pages(
+        self, prefix: str, what: Mapping[str, str], doing: str
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """The pages of a listing; Transient when they make no sense or never end."""
+        token, empty_pages = "", 0
+        while True:
+            query = {
+                "prefix": self._settings.prefix + prefix,
+                "maxResults": str(PAGE_OBJECTS),
+                **what,
+                **({"pageToken": token} if token else {}),
+            }
+            page = await self._page(query, doing)
+            yield page
+            following = str(page.get("nextPageToken") or "")
+            if not following:
+                return
+            found = page.get("items") or page.get("prefixes")
+            empty_pages = 0 if found else empty_pages + 1
+            if empty_pages > EMPTY_PAGES_LIMIT or (found and following == token):
+                raise Transient(f"{doing}: the listing goes round in circles.")
+            token = following
+
+    async def _page(self, query: Mapping[str, str], doing: str) -> Mapping[str, Any]:
         reply = await self._budget(doing).clear(lambda: self._client.page(query))
         if reply.status != 200:
             raise refusal(reply, doing=doing)
         page = content(reply)
-        items = None if page is None else page.get("items", [])
-        if page is None or not isinstance(items, list):
+        if page is None or not all(
+            isinstance(page.get(name, []), list) for name in ("items", "prefixes")
+        ):
             raise Transient(f"{doing}: a page of the listing makes no sense.")
-        found = [stored_object(item, self._settings.prefix) for item in items]
-        if None in found:
-            raise Transient(f"{doing}: an entry of the listing makes no sense.")
-        return [each for each in found if each is not None], str(page.get("nextPageToken") or "")
+        return page
 
     def _budget(self, doing: str, attempts: int = ATTEMPTS_LIMIT) -> RetryBudget:
         return RetryBudget(
@@ -209,3 +245,8 @@ class GcsStore:
 
     def _step(self, key: str, doing: str) -> str:
         return f"gs://{self._settings.bucket}/{self._settings.prefix}{key}: {doing}"
+
+
+def _entries(page: Mapping[str, Any], name: str) -> Sequence[Any]:
+    found: Sequence[Any] = page.get(name, [])
+    return found

@@ -149,7 +149,7 @@ class GcsUpload:
         doing = "opening an upload"
         budget = self._destination.budget(doing)
         headers, body = initiation(self._destination.new)
-        address = self._client.upload_address("resumable")
+        address = self._address("resumable")
         opening = partial(self._client.send, "POST", address, headers=headers, body=body)
         session = None
         while not session:
@@ -238,7 +238,7 @@ class GcsUpload:
     async def _send_single(self, ending: Ending, budget: RetryBudget) -> StoredObject:
         """Like a session's last request; only that, after an unclear answer, there is no session
         to ask: looking under the key takes its place where the permission is there."""
-        address = self._client.upload_address("multipart")
+        address = self._address("multipart")
         while True:
             headers, body = single(self._destination.new, self._waiting, ending)
             outcome = await self._client.send("POST", address, headers=headers, body=body)
@@ -298,7 +298,14 @@ class GcsUpload:
         found = self._destination.described(reply)
         if found is None:
             raise AssertionError("an answer without an object is not clear")
-        if self._destination.is_sent(found, self._expected()):
+        expected = self._expected()
+        if expected is None and found.size > max(self._state.offset, self._waiting.end):
+            # More than was confirmed as far as is on record: it was finished, and an older
+            # checkpoint was put back since. It must not be removed. Nor is it believed to be whole
+            # (an emulator finalises what it has when it is asked): a new upload meets it under the
+            # key, and then it is looked at.
+            raise StartOver(f"{doing}: the upload was finished before, which is not on record.")
+        if self._destination.is_sent(found, expected):
             return found
         await self._destination.remove(found)
         if found.crc32c is None:
@@ -311,6 +318,9 @@ class GcsUpload:
     def _expected(self) -> Ending | None:
         total, crc32c = self._state.total, self._state.total_crc32c
         return None if total is None or crc32c is None else Ending(total, crc32c)
+
+    def _address(self, kind: str) -> str:
+        return self._client.upload_address(kind, self._destination.new.replaces)
 
     async def _note(self, **changes: Any) -> None:
         self._state = replace(self._state, **changes)

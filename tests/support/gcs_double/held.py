@@ -157,6 +157,14 @@ class Held:
             raise ValueError("this double keeps digests only: compare sha256")
         return b"".join(self.content.pieces)
 
+    def harm(self, at: int) -> None:
+        """Another byte `at` this place, while size, checksum and generation are told as before."""
+        told = crc32c_text(self.crc32c)
+        data = bytearray(self.data)
+        data[at] ^= 0xFF
+        self.content = Bytes.of(bytes(data), "all")
+        self.reported.setdefault("crc32c", told)
+
     def resource(self, base_url: str) -> dict[str, Any]:
         """The object as the JSON API describes it."""
         when = self.created.isoformat(timespec="milliseconds").replace("+00:00", "Z")

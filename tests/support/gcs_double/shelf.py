@@ -34,6 +34,7 @@ _ONE_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 _PIECE = 64 * 1024
 _LISTING = {"prefix", "pageToken", "maxResults", "fields", "startOffset", "endOffset"} | {
     "alt",
+    "delimiter",
     "prettyPrint",
     "projection",
 }
@@ -136,13 +137,16 @@ class Shelf:
         if most < 1:
             raise invalid("Invalid value for maxResults")
         low, high = query.get("startOffset", "").encode(), query.get("endOffset", "").encode()
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         names = sorted(
-            encoded
-            for name in self.bucket(bucket)
-            if name.startswith(query.get("prefix", ""))
-            and (encoded := name.encode()) > after
-            and encoded >= low
-            and (not high or encoded < high)
+            {
+                encoded
+                for name in self.bucket(bucket)
+                if name.startswith(prefix)
+                and name.encode() >= low
+                and (not high or name.encode() < high)
+                and (encoded := _folded(name, prefix, delimiter).encode()) > after
+            }
         )
         content: dict[str, Any] = {"kind": "storage#objects"}
         page = names[:most]
@@ -152,9 +156,12 @@ class Shelf:
             content["nextPageToken"] = _to_token(after)
         elif len(names) > most:
             content["nextPageToken"] = _to_token(page[-1])
-        if page:
-            held = self.bucket(bucket)
-            content["items"] = [held[n.decode()].resource(exchange.base_url) for n in page]
+        held = self.bucket(bucket)
+        shown = [n.decode() for n in page]
+        if items := [name for name in shown if not _is_folded(name, prefix, delimiter)]:
+            content["items"] = [held[name].resource(exchange.base_url) for name in items]
+        if folded := [name for name in shown if _is_folded(name, prefix, delimiter)]:
+            content["prefixes"] = folded
         fields = query.get("fields")
         return json_answer(select_fields(content, fields) if fields else content)
 
@@ -202,6 +209,16 @@ class Shelf:
             await answer.write_eof()
         except ConnectionError as err:
             raise HangUp from err
+
+
+def _folded(name: str, prefix: str, delimiter: str) -> str:
+    """The name, or with a delimiter what of it belongs into `prefixes`."""
+    head, found, _ = name[len(prefix) :].partition(delimiter) if delimiter else (name, "", "")
+    return f"{prefix}{head}{found}" if found else name
+
+
+def _is_folded(name: str, prefix: str, delimiter: str) -> bool:
+    return bool(delimiter) and delimiter in name[len(prefix) :]
 
 
 def _to_token(name: bytes) -> str:

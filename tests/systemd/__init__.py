@@ -1,0 +1,1 @@
+"""The daemon under real systemd, booted in namespaces of its own."""
