@@ -507,7 +507,9 @@ async def test_only_what_could_be_proven_is_read(desk: Desk) -> None:
     there, data = desk.store.objects[without]
     desk.store.objects[without] = (replace(there, crc32c=None), data)
     await desk.commit(2, desk.store.objects[without][0])  # its store keeps no checksums
-    await desk.read_back()
+    outcome = await desk.read_back()
+    assert [one.key for one in outcome.wrong] == [rotten]
+    assert without not in {key for key, _ in desk.store.reads}
     gone = desk.store.objects.pop(waits)
     await desk.compare()
     await desk.heal([one for one in await desk.known() if one.key == waits])

@@ -20,6 +20,9 @@ from tests.support.proxy import Direction, How, MarkedBreak
 
 pytestmark = pytest.mark.process
 
+PROOF_BYTES = 256
+"""Read again so that it is seen to be the same clip."""
+
 HEAD_END = b"\r\n\r\n"
 SMALL = CHUNK - 1000
 """Fits into one request."""
@@ -111,7 +114,7 @@ def test_the_link_to_the_store_breaks(
     entry = spot.cut(rig.store_wire, how, *request.marks)
     rig.film(size=request.size)
     rig.settle()
-    assert entry.happened == 1
+    rig.until(lambda: entry.happened == 1, "broken")
     body = sum(seen["body_bytes"] for seen in rig.journal())
     rig.settled(orphans=1 if name == "initiate" else 0)
     assert body <= request.size + CHUNK + 8192, "more than one chunk was sent again"
@@ -165,12 +168,13 @@ def test_the_link_to_the_recorder_breaks(
     clip = rig.film(camera)
     entry = spot.cut(rig.nvr_wire, how, fetches(camera, clip))
     rig.settle()
-    assert entry.happened == 1
+    rig.until(lambda: entry.happened == 1, "broken")
     served = [body for body in rig.nvr.ask("served") if body["clip_id"] == clip.id]
     rig.settled(told={"clip failed": (0, 1)})
     if camera == RANGED and spot in BODY and len(served) > 1:
         whole = max(spot.after_bytes - 1, 0) // CHUNK * CHUNK
-        assert served[-1]["offset"] >= whole - CHUNK, "more than a chunk and a buffer is read again"
+        least = whole - CHUNK - PROOF_BYTES
+        assert served[-1]["offset"] >= least, "more than a chunk and a buffer is read again"
     counted("fault cases")
 
 
@@ -194,7 +198,7 @@ def test_the_link_to_the_recorder_falls_silent(
     rig = rigs(kind)
     entries = [spot.cut(rig.nvr_wire, "stall", fetches(camera, rig.film(camera))) for spot in spots]
     rig.settle()
-    assert all(entry.happened for entry in entries)
+    rig.until(lambda: all(entry.happened for entry in entries), "broken")
     rests = {"camera rests": (0, len(entries))}
     rig.settled(told={"clip failed": (len(entries) // 2, len(entries)), **rests})
     counted("fault cases", len(entries))
@@ -253,6 +257,6 @@ def test_opening_a_link_to_the_recorder_is_interrupted(
     rig.nvr.do("drop-links")
     rig.film(RANGED, size=SMALL)
     rig.settle()
-    assert entry.happened == 1
+    rig.until(lambda: entry.happened == 1, "broken")
     rig.settled(told={"blocked": (0, 1), "source not listed": (0, 1), "camera not listed": (0, 1)})
     counted("fault cases")

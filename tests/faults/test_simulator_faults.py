@@ -21,6 +21,8 @@ from tests.process.parts import call
 pytestmark = pytest.mark.process
 
 FAILED = {"clip failed": 1}
+LINK_FAILED: Told = {"clip failed": 1, "camera not listed": (0, 1)}
+"""The link breaks for a clip, and perhaps for a listing that is under way beside it."""
 UNLISTED = {"camera not listed": 1}
 BLOCKED = {"blocked": 1}
 NOTHING: Told = {}
@@ -49,10 +51,10 @@ class Case:
 CASES = (
     # the link
     Case("drop_link", UNLISTED, options={"on": "getVideoClips"}, any_camera=True),
-    Case("drop_link", FAILED, FILE, {"on": "getVideoClip"}, any_camera=True),
-    Case("drop_link", FAILED, FILE, {"on": "convertMediaObject"}, any_camera=True),
+    Case("drop_link", LINK_FAILED, FILE, {"on": "getVideoClip"}, any_camera=True),
+    Case("drop_link", LINK_FAILED, FILE, {"on": "convertMediaObject"}, any_camera=True),
     Case("black_hole", UNLISTED, options={"on": "getVideoClips"}, any_camera=True),
-    Case("black_hole", FAILED, FILE, {"on": "getVideoClip"}, any_camera=True),
+    Case("black_hole", LINK_FAILED, FILE, {"on": "getVideoClip"}, any_camera=True),
     Case("silent_link", {"blocked": (0, 1)}, relink=True, any_camera=True),
     Case("refuse_link", BLOCKED, relink=True, any_camera=True, times=2),
     Case("login_error", BLOCKED, relink=True, any_camera=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import signal
 import sqlite3
 import urllib.error
 import urllib.request
@@ -312,6 +313,30 @@ def test_a_clip_that_was_never_planned_is_found_and_planned(tmp_path: Path) -> N
         assert result["stored"] == 1
         assert house.verify()["unplanned"] == []
         assert house.kept() == truth(house.nvr)
+
+
+def test_beside_a_running_daemon_it_leaves_the_storing_to_that(tmp_path: Path) -> None:
+    with (
+        gcs_double(*BYTES) as double,
+        simulated_nvr("--cameras", "2", "--clips", "4", "--style", "href") as nvr,
+    ):
+        house = House(nvr, Backup(tmp_path, nvr, double.url), Bucket(double.url), double)
+        with house.backup.daemon() as daemon:
+            daemon.until_said("cycle finished")
+            before = house.shelf.all()
+            removed, rotten = sorted(before)[1:3]
+            house.shelf.remove(removed)
+            urllib.request.urlopen(
+                f"{double.url}/_double/harm", json.dumps({"name": rotten}).encode()
+            ).close()
+            # Rotten bytes are described as the clip's: they are not the answer that was lost.
+            double.fault(where="single", what="Status", times=2, **{"with": {"code": 503}})
+            assert house.verify("--deep", "--fix")["stores"][0]["wrong"] == 2
+            daemon.signal(signal.SIGUSR1)
+            daemon.until(lambda: house.shelf.all() == before, "healed")
+            daemon.signal(signal.SIGTERM)
+            assert daemon.end() == 0
+        assert house.verify("--deep")["wrong"] == []
 
 
 def test_reading_back_stays_in_its_budget_and_takes_turns(tmp_path: Path) -> None:

@@ -165,6 +165,7 @@ class Incidents:
 
     def new_camera(self, number: int) -> None:
         rng, plan = self.stage.rng, self.stage.plan
+        history = timedelta(hours=rng.choice((6, 6, 6, 60)) * rng.random())
         ids: Literal["plain", "telling"] = rng.choice(("plain", "telling"))
         has_ends = rng.random() < 0.85
         self.stage.world.add_camera(
@@ -174,13 +175,13 @@ class Incidents:
                 name=rng.choice(("Porch", "Garden", "Porch", "Hof/Tür")),
                 ids=ids,
                 has_ends=has_ends,
-                mean_gap=timedelta(hours=(plan.hours + 6) * 2.5 / plan.clips),
+                mean_gap=(timedelta(hours=plan.hours + 6) + history) * 2 / plan.clips,
                 grows=rng.choice((0.0, 0.3)) if has_ends else 0.0,
                 late=rng.choice((0.0, 0.2)),
                 bad=rng.choice((0.0, 0.0, 0.03)),
                 twins=rng.choice((0.0, 0.1)) if ids == "plain" else 0.0,
             ),
-            history=timedelta(hours=rng.choice((6, 6, 6, 60)) * rng.random()),
+            history=history,
         )
 
     def _camera_added(self) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -193,15 +192,13 @@ class Invariants:
     def _watermarks(self, db: sqlite3.Connection, of: Collection[Key]) -> None:
         if not of:
             return
-        known = self._accounted(db)
+        known = {camera: self._accounted(db, camera) for _, camera, _ in of}
         begins = _begins(db)
         for source, camera, store, mark in db.execute(WATERMARKS).fetchall():
             if (source, camera, store) not in of:
                 continue
             begin, moved = begins[source, camera, store], self._passes[source, camera, store]
-            for truth in self.world.truths:
-                if truth.camera.id != camera or truth.camera.source != source:
-                    continue
+            for truth in self.world.of_camera[source, camera]:
                 version = truth.at(moved.began)
                 if version is None or (store, truth_id(truth)) in known[camera]:
                     continue
@@ -256,14 +253,14 @@ class Invariants:
                 return version.clip.id not in shown.hidden
         return True
 
-    def _accounted(self, db: sqlite3.Connection) -> dict[str, set[tuple[str, int]]]:
-        """By camera: (store, recording) of all copies that are stored or set aside."""
-        found: dict[str, set[tuple[str, int]]] = defaultdict(set)
-        for row in db.execute(f"{_STORED} WHERE state != 'waiting'").fetchall():
-            _, store, _, _, _, source, camera, clip, start, end = row
+    def _accounted(self, db: sqlite3.Connection, camera: str) -> set[tuple[str, int]]:
+        """(store, recording) of all copies of a camera that are stored or set aside."""
+        found = set()
+        sql = f"{_STORED} WHERE state != 'waiting' AND camera.source_id = ?"
+        for _, store, _, _, _, source, _, clip, start, end in db.execute(sql, (camera,)).fetchall():
             truth = self._truth(source, camera, clip, start, end)
             if truth is not None:
-                found[camera].add((store, truth_id(truth)))
+                found.add((store, truth_id(truth)))
         return found
 
     # -- at rest ------------------------------------------------------------------------------

@@ -49,5 +49,5 @@ def draw(rng: random.Random) -> Plan:
         cron=rng.choice((None, None, None, "*/20 * * * *", "7 * * * *")),
         zone=rng.choice(("UTC", "Europe/Berlin", "America/New_York")),
         start=rng.choice(STARTS),
-        impatient=rng.random() < 0.8,
+        impatient=rng.random() < 0.95,
     )

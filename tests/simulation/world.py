@@ -12,6 +12,7 @@ import heapq
 import itertools
 import random
 from bisect import bisect_right
+from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
@@ -130,6 +131,7 @@ class World:
     ) -> None:
         self.cameras: list[SimulatedCamera] = []
         self.truths: list[Truth] = []
+        self.of_camera: dict[tuple[str, str], list[Truth]] = defaultdict(list)
         self._by_id: dict[tuple[str, str, str, datetime, datetime | None], Truth] = {}
         self.nvr_error: dict[str, timedelta] = dict.fromkeys(sources, timedelta(0))
         self.recording = True
@@ -240,6 +242,7 @@ class World:
 
     def _know(self, truth: Truth) -> None:
         self.truths.append(truth)
+        self.of_camera[truth.camera.source, truth.camera.id].append(truth)
         for version in truth.versions:
             heapq.heappush(self._due, (version.since, next(self._order), truth))
             # An id that stays may be on record with the end of a later version.
