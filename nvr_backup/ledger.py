@@ -17,7 +17,6 @@ class RowLedger:
         self._claim = claim
         self._keys = keys
         self._used = {claim.key}
-        self._latest = claim.key
 
     async def save_upload(self, state: UploadState) -> None:
         await self._checkpoint.save_upload(self._claim.copy, state)
@@ -28,7 +27,7 @@ class RowLedger:
     async def another_key(self, extension: str) -> str:
         keys = self._keys(self._claim.store, self._claim.clip)
         wanted = [with_extension(key, extension) for key in keys]
-        present = with_extension(self._latest, extension)
+        present = with_extension(self._claim.key, extension)
         if present in wanted:
             # Never one before it: what was found wrong may lie there, and pass for the clip.
             del wanted[: wanted.index(present)]
@@ -40,5 +39,4 @@ class RowLedger:
                 hint="Look who else writes there; give the store a prefix of its own.",
             )
         self._used.add(key)
-        self._latest = key
         return key

@@ -253,8 +253,12 @@ async def test_unknown_objects_of_another_hour_are_not_named(desk: Desk) -> None
 async def test_however_many_are_gone_all_are_asked_for(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nvr_backup.verification.BATCH", 2)
     keys_ = await desk.stored(*range(5))
+    for at_once in (1, 2, 3):
+        monkeypatch.setattr(findings, "KEYS_AT_ONCE", at_once)
+        outcome = await desk.compare()
+        assert (outcome.right, outcome.stray_count) == (5, 0)
+    monkeypatch.setattr("nvr_backup.verification.BATCH", 2)
     desk.store.objects.clear()
     assert [one.key for one in (await desk.compare()).wrong] == keys_
 

@@ -25,6 +25,8 @@ Bad = Literal["", "html", "cut", "empty"]
 """A recording that is no video and never becomes one."""
 
 SMALLEST = 80
+MOST_CLIPS = 600
+"""A machine that sleeps for days would otherwise make one seed as long as ten others."""
 
 
 class SimulatedClock:
@@ -226,7 +228,7 @@ class World:
             moment, _, camera = heapq.heappop(self._next)
             if camera not in self.cameras:
                 continue
-            if self.recording and camera.present:
+            if self.recording and camera.present and len(self.truths) < MOST_CLIPS:
                 self._record(camera, moment)
             gap = camera.mean_gap * min(self._rng.expovariate(1.0), 6.0) + timedelta(seconds=12)
             heapq.heappush(self._next, (moment + gap, next(self._order), camera))
