@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,6 +51,16 @@ def expected(clips: list[dict[str, Any]], fates: dict[str, str], hour: tuple[int
         if clip["start_ms"] < hour[1] and clip["end_ms"] > hour[0]
     ]
     return max(touching, key=RANK.index, default="nothing")
+
+
+def no_leap_day(moment: datetime) -> datetime:
+    """The day before, for the 29th of February: a POSIX TZ cannot name it."""
+    return moment - timedelta(days=(moment.month, moment.day) == (2, 29))
+
+
+def yearday(moment: datetime) -> int:
+    """As POSIX' TZ counts: from 1, in every year without the 29th of February."""
+    return moment.replace(year=2001).timetuple().tm_yday
 
 
 def clips_of(nvr: Nvr) -> dict[str, list[dict[str, Any]]]:
@@ -122,6 +133,18 @@ def test_a_week_is_told_hour_by_hour(tmp_path: Path) -> None:
         assert seen == {"nothing", "safe", "waiting", "unplanned", "set_aside", "lost"}
         assert {hour[2] for hour in told[still]} == {"nothing"}
         assert found["cameras"][0]["camera"] == lost[0]  # the worst first
+
+        # In a zone whose clocks go forward and back on two days of this very week.
+        short, long = (no_leap_day(began - timedelta(days=days)) for days in (5, 2))
+        zone = f"AAA0BBB,J{yearday(short)}/2,J{yearday(long)}/3"
+        again = backup.command("coverage", "--since", since, "--json", TZ=zone)
+        for name, hours in hours_of(json.loads(again.stdout)).items():
+            for hour in hours:
+                assert hour[2] == expected(there[name], fates, hour), (name, hour)
+        lines = backup.command("coverage", "--since", since, "--camera", names[2], TZ=zone).stdout
+        days = dict(re.findall(r"^  \w{3} (\S+)  (\S+)$", lines, re.MULTILINE))
+        assert len(days[f"{short:%Y-%m-%d}"]) == 23
+        assert len(days[f"{long:%Y-%m-%d}"]) == 25
 
         shown = backup.command("coverage", "--since", since, "--camera", lost[0], TZ="UTC")
         assert shown.returncode == 1
