@@ -203,6 +203,21 @@ async def test_the_oldest_clip_that_is_still_listed_is_found(
     assert len(source.windows) == asked, "not so soon again"
 
 
+async def test_a_long_search_shows_that_it_goes_on_before_each_listing(
+    checkpoint: Checkpoint,
+) -> None:
+    """A recorder that takes minutes for a listing must not look like a cycle that hangs."""
+    source = await recorder(checkpoint, 1000)
+    for clip in list(source.recordings)[:700]:
+        source.remove(clip)
+    before = len(source.windows)
+    signs: list[int] = []
+    watching = Lookout(source, checkpoint, lambda: signs.append(len(source.windows)))
+    await watching.look(PORCH, NOW + HOUR)
+    assert len(signs) > 8
+    assert signs == list(range(before, len(source.windows)))
+
+
 async def test_nothing_is_believed_when_nothing_is_listed(checkpoint: Checkpoint) -> None:
     source = await recorder(checkpoint, 500)
     held, source.recordings = source.recordings, {}

@@ -265,6 +265,16 @@ class Invariants:
 
     # -- at rest ------------------------------------------------------------------------------
 
+    def waiting(self, db: sqlite3.Connection, *, videos: bool) -> list[int]:
+        """Copies that wait; with `videos` without those of clips that are none."""
+        found = []
+        for row in db.execute(f"{_STORED} WHERE state = 'waiting'").fetchall():
+            copy, _, _, _, _, source, camera, clip, start, end = row
+            truth = self._truth(source, camera, clip, start, end)
+            if truth is None or not (videos and truth.bad):
+                found.append(copy)
+        return found
+
     def missing(self, db: sqlite3.Connection, routes: Mapping[str, tuple[str, ...]]) -> list[str]:
         """What could be stored and is not, in words; `routes`: the stores of each source."""
         stored: set[tuple[str, int, int | None]] = set()

@@ -106,7 +106,8 @@ class Script:
             if db is None:
                 continue
             absent = stage.invariants.missing(db, routes)
-            waiting = [row for (row,) in db.execute("SELECT id FROM copy WHERE state = 'waiting'")]
+            # Somebody who looks asks again for what is a video; the rest may wait its hours.
+            waiting = stage.invariants.waiting(db, videos=stage.plan.impatient)
             calm = calm + 1 if not absent and not waiting else 0
             if absent and not waiting:
                 self.incidents.retry()
