@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -24,10 +24,11 @@ from nvr_backup.checkpoint import Checkpoint
 from nvr_backup.clock import Clock
 from nvr_backup.connections import Connection
 from nvr_backup.errors import Blocked, Suspect, Transient, Unfit
+from nvr_backup.inflight import Outcomes, Running, room
 from nvr_backup.ledger import RowLedger
 from nvr_backup.logs import Floods, of_cycle
 from nvr_backup.manners import Guests, Visit
-from nvr_backup.model import Camera, Clip
+from nvr_backup.model import Camera
 from nvr_backup.polite import PoliteSource
 from nvr_backup.ports import ClipSource, ClipStore
 from nvr_backup.pulse import Pulse
@@ -64,26 +65,6 @@ class Routes:
     keys: Keys
     chunk_size: int
     workers: int
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A transfer in flight, for progress displays. `began` is monotonic seconds."""
-
-    claim: Claim
-    activity: Activity
-    began: float
-
-
-@dataclass(slots=True)
-class Outcomes:
-    """Counts since the last reset; `reasons` holds the latest failure of each copy."""
-
-    stored: int = 0
-    stored_bytes: int = 0
-    failed: int = 0
-    set_aside: int = 0
-    reasons: dict[int, tuple[Clip, str]] = field(default_factory=dict)
 
 
 class Pool:
@@ -150,19 +131,24 @@ class Pool:
                     self._stir.clear()
                     routes = self._routes()
                     self._guests.allow(routes.workers)
-                    while len(self.running) < routes.workers and not stop.is_set():
+                    while self._room(routes) and not stop.is_set():
                         claim = await self._claim(routes, patient)
                         if claim is None:
                             break
                         if not self._begin(group, claim, routes, stop=stop, patient=patient):
                             await self._checkpoint.release(claim.copy)
                             break
-                    if not self.running and await idle():
+                    # What ended while we looked for a claim may have made room for one.
+                    if not self.running and not self._stir.is_set() and await idle():
                         break
                     await self._wait(routes, patient)
         finally:
             self.pulse.rest()
             stopping.cancel()
+
+    def _room(self, routes: Routes) -> bool:
+        running = self.running.values()
+        return room(running, workers=routes.workers, chunk_size=routes.chunk_size)
 
     async def _wake_on(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -171,7 +157,7 @@ class Pool:
     async def _wait(self, routes: Routes, patient: bool) -> None:
         """Until something changes, the next copy is due, or LONGEST_NAP_SECONDS have passed."""
         seconds = LONGEST_NAP_SECONDS
-        if patient and len(self.running) < routes.workers:
+        if patient and self._room(routes):
             now = self._clock.now()
             due = await self._checkpoint.next_due(_open(routes.stores), now)
             if due is not None:
@@ -278,6 +264,7 @@ class Pool:
             store_name=claim.store,
             ledger=RowLedger(self._checkpoint, claim, routes.keys),
             activity=activity,
+            finishing=self.wake,
             chunk_size=routes.chunk_size,
             stop=stop,
             maybe_there=claim.maybe_there,

@@ -21,7 +21,7 @@ What can go wrong, and what then happens to the clip:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractContextManager,
     AsyncExitStack,
@@ -69,12 +69,16 @@ class Ledger(Protocol):
 
 @dataclass(slots=True)
 class Activity:
-    """What a transfer has done so far, for progress displays and log lines. Bytes."""
+    """What a transfer has done so far, for progress displays and log lines. Bytes.
+
+    `finishing`: the whole clip has been read, so much of it is with the store for its last answer.
+    """
 
     size: int | None = None
     received: int = 0
     confirmed: int = 0
     resumed_at: int = 0
+    finishing: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,10 @@ class Carried:
 
 @dataclass(slots=True)
 class Transfer:
-    """Everything one clip's way needs. `run` may be called once; `key` may change on the way."""
+    """Everything one clip's way needs. `run` may be called once; `key` may change on the way.
+
+    `finishing` is called when nothing but the store's last answer is awaited.
+    """
 
     clip: Clip
     key: str
@@ -98,6 +105,7 @@ class Transfer:
     activity: Activity
     chunk_size: int
     stop: asyncio.Event
+    finishing: Callable[[], None]
     maybe_there: bool = False  # stored by us before the checkpoint was lost, in a store not listed
     replaces: str | None = None  # generation of the corrupt object under the key
 
@@ -235,8 +243,14 @@ class Transfer:
             raise Suspect(f"The source announced {body.size} bytes and sent {position}.")
 
     async def _finish(self, upload: Upload, chunk: Chunk) -> Carried:
-        with self._store_blamed(), _taken(self.key, (chunk.end, chunk.after.crc32c)):
-            stored = await upload.finish(chunk)
+        self.activity.finishing = chunk.size
+        self.finishing()
+        try:
+            with self._store_blamed(), _taken(self.key, (chunk.end, chunk.after.crc32c)):
+                stored = await upload.finish(chunk)
+        except BaseException:
+            self.activity.finishing = None  # there may be another attempt
+            raise
         self.activity.confirmed = chunk.end
         return _confirmed(stored, chunk.end, chunk.after.crc32c)
 

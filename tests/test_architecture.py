@@ -50,7 +50,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             "found",
         }
     ),
-    frozenset({"pool", "ledger", "scheduler", "survey"}),
+    frozenset({"pool", "inflight", "ledger", "scheduler", "survey"}),
     frozenset(
         {
             "prefixes",

@@ -18,6 +18,7 @@ from nvr_backup import pool
 from nvr_backup.connections import FIRST_PROBE_SECONDS
 from nvr_backup.engine import Engine, open_engine
 from nvr_backup.errors import Blocked, KeyTaken, Transient, Unfit
+from nvr_backup.inflight import Outcomes
 from nvr_backup.keys import candidates
 from nvr_backup.model import Camera, Clip, StoredObject, Window
 from nvr_backup.pool import FIRST_DELAY, JITTER, LONGEST_DELAY, LONGEST_NAP_SECONDS, PATIENCE
@@ -146,7 +147,7 @@ async def test_a_cycle_counts_what_came_of_it_and_begins_anew(
         assert (outcomes.stored, outcomes.stored_bytes) == (3, 3 * 700)
         assert (outcomes.failed, outcomes.set_aside) == (4, 2)
         assert len(outcomes.reasons) == 3  # all are in the checkpoint, memory is bounded
-        assert engine.pool.take_outcomes() == pool.Outcomes()
+        assert engine.pool.take_outcomes() == Outcomes()
 
 
 async def test_a_clip_that_could_not_be_compared_is_not_called_verified(wired: Wired) -> None:
@@ -1056,7 +1057,8 @@ async def test_fewer_workers_apply_as_soon_as_transfers_end(wired: Wired) -> Non
 
     def look() -> bool:
         nonlocal most
-        most = max(most, len(engine.pool.running))
+        running = engine.pool.running.values()
+        most = max(most, sum(one.activity.finishing is None for one in running))
         return stored_exactly(wired.store, wired.source)
 
     async with wired.daemon() as engine:

@@ -78,6 +78,7 @@ class Way:
     row: Row = field(default_factory=Row)
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     activity: Activity = field(default_factory=Activity)
+    finishing: list[int | None] = field(default_factory=list)
     clip: Clip = field(default_factory=lambda: clip_at(0))
 
     def __post_init__(self) -> None:
@@ -96,6 +97,7 @@ class Way:
             activity=self.activity,
             chunk_size=CHUNK,
             stop=self.stop,
+            finishing=lambda: self.finishing.append(self.activity.finishing),
         )
 
     async def run(self) -> Carried:
@@ -796,3 +798,17 @@ async def test_no_foreseen_error_is_swallowed(way: Way) -> None:
     with pytest.raises(Bug):
         await way.run()
     assert not issubclass(Bug, NvrBackupError)
+
+
+async def test_it_says_when_nothing_but_the_last_answer_is_awaited(way: Way) -> None:
+    """At the end of an attempt, with the bytes still held; not while it reads again."""
+    way.store.faults.arm("finish", StartOver("The bytes differ."))
+    carried = await way.run()
+    assert carried.stored.size == way.size
+    assert way.finishing == [123, 123]
+    assert way.activity.finishing == 123
+    way.store.objects.clear()
+    way.store.faults.arm("finish", Transient("HTTP 503"))
+    with pytest.raises(Transient):
+        await way.begin().run(None)
+    assert way.activity.finishing is None

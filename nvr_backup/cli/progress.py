@@ -22,7 +22,8 @@ from rich.text import Text
 
 from nvr_backup.cli.words import number, short, size
 from nvr_backup.clock import Clock
-from nvr_backup.pool import Pool, Running
+from nvr_backup.inflight import Running
+from nvr_backup.pool import Pool
 
 REFRESH_HZ: Final = 4
 RATE_SECONDS: Final = 5.0

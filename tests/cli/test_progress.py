@@ -9,8 +9,9 @@ from rich.console import Console, RenderableType
 
 from nvr_backup.cli.progress import LINES_AT_MOST, Tracker, drawing
 from nvr_backup.clock import Clock
+from nvr_backup.inflight import Outcomes, Running
 from nvr_backup.model import Camera, Clip
-from nvr_backup.pool import Outcomes, Pool, Running
+from nvr_backup.pool import Pool
 from nvr_backup.rows import Claim
 from nvr_backup.transfer import Activity
 from tests.support.clock import VirtualClock

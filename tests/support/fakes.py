@@ -207,6 +207,9 @@ class _Upload:
     async def finish(self, chunk: Chunk) -> StoredObject:
         await asyncio.sleep(0)
         total, crc = chunk.end, chunk.after.crc32c
+        if self._store.thinks is not None:
+            self._store.asked += 1
+            await self._store.thinks.wait()
         await self._append(chunk)
         self._state = replace(self._state, total=total, total_crc32c=crc)
         await self._record(self._state)
@@ -243,6 +246,7 @@ class FakeStore:
     """A store in memory: create-only, resumable, with generations.
 
     While `hold` is there and not set, no chunk is taken; `held` counts those that had to wait.
+    While `thinks` is there and not set, the last answer of an upload does not come; `asked` counts.
     """
 
     def __init__(self, *, may_stat: bool = True) -> None:
@@ -255,6 +259,8 @@ class FakeStore:
         self.most_in_memory = 0
         self.hold: asyncio.Event | None = None
         self.held = 0
+        self.thinks: asyncio.Event | None = None
+        self.asked = 0
         self.read_hold: asyncio.Event | None = None
         self.numbers = itertools.count(1)
         self.listings: list[str] = []
