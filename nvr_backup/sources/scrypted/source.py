@@ -13,7 +13,7 @@ What becomes of a clip that cannot be had, in order:
   starts) → Transient. *Listing* such cameras is Transient in both cases: that must never look like
   an empty listing.
 
-Nothing here may be logged, and no URL is kept longer than `FRESH_SECONDS`.
+Nothing here may be logged. No URL is used after `FRESH_SECONDS`, nor kept past the next listing.
 """
 
 from __future__ import annotations
@@ -266,7 +266,10 @@ class ScryptedSource:
             key = _key(entry.clip)
             self._entries[key] = (now, entry)
             self._entries.move_to_end(key)
-        while len(self._entries) > MOST_FRESH:
+        while self._entries:
+            listed_at, _ = next(iter(self._entries.values()))
+            if len(self._entries) <= MOST_FRESH and now - listed_at < FRESH_SECONDS:
+                break
             self._entries.popitem(last=False)
 
     def _not_to_be_had(self, clip: Clip, found: _Found, err: Exception) -> Exception:
