@@ -224,8 +224,8 @@ def plan(
 ) -> Plan:
     """Decide on a listing of one camera against what is `known` of the same stretch of time.
 
-    `since` gives for each store the start of its own window: a clip that ended before it is not
-    this store's. A listed clip that matches a known one by start and id, or by start and end under
+    `since` gives for each store where its listings begin: a clip that ended before it is not this
+    store's. A listed clip that matches a known one by start and id, or by start and end under
     an id that is no longer listed, is the same clip; with a later end it is a longer version.
     """
     cutoff = now - rules.settle

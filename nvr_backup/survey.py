@@ -163,7 +163,12 @@ class Survey:
         if listing:
             starts = [clip.start for clip in listing]
             known = await self.checkpoint.known(camera, min(starts), max(starts))
-        return plan(listing, known, since=bearings.since, rules=self.rules, now=now)
+        # A clip that is listed for one store is planned for every store that has not got it.
+        since = {
+            store: min(start, bearings.reaches[store].begin)
+            for store, start in bearings.since.items()
+        }
+        return plan(listing, known, since=since, rules=self.rules, now=now)
 
     async def _record(self, camera: Camera, step: Plan, found: Surveyed, now: datetime) -> int:
         if self.dry_run:

@@ -329,6 +329,22 @@ async def test_a_store_added_later_reaches_back_by_itself(survey: Survey) -> Non
     assert await listed_until(survey, "offsite") == END
 
 
+async def test_what_one_store_makes_us_list_is_planned_for_all(survey: Survey) -> None:
+    """One store asks for the latest days alone, another for all: what is seen helps both."""
+    long = replace(survey, rules=replace(RULES, backfill=4 * DAY))
+    for day in (3, 0):
+        source_of(survey).add(clip_at(-day * 1440 + 600, id=f"day{day}"), mp4(100))
+    hidden = source_of(survey).recordings.pop("day3")
+    for now in (NOW, NOW + HOUR, NOW + 2 * HOUR):
+        await long.camera(PORCH, now=now)
+    source_of(survey).recordings["day3"] = hidden
+    await long.camera(PORCH, now=NOW + 3 * HOUR)
+    assert await planned(survey) == ["day0"]
+    await replace(long, stores=["nas", "offsite"]).camera(PORCH, now=NOW + 3 * HOUR)
+    assert await planned(survey, "offsite") == ["day3", "day0"]
+    assert await planned(survey) == ["day3"]
+
+
 @pytest.mark.parametrize("stores", [["nas", "offsite"], ["offsite", "nas"]])
 async def test_a_store_added_much_later_asks_for_its_own_stretch(
     survey: Survey, stores: list[str]

@@ -35,7 +35,9 @@ def main() -> None:
     hours, digest = 0.0, hashlib.sha256()
     with ProcessPoolExecutor(told.jobs) as pool:
         tried = partial(_tried, trace=told.trace)
-        for result in (map if told.jobs == 1 else pool.map)(tried, seeds):
+        for number, result in enumerate((map if told.jobs == 1 else pool.map)(tried, seeds)):
+            if number and number % 100 == 0:
+                print(f"{number:,} seeds, {failed} failed", file=sys.stderr, flush=True)
             if isinstance(result, str):
                 failed += 1
                 print(f"{result}\n", flush=True)

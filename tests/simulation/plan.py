@@ -40,7 +40,7 @@ def draw(rng: random.Random) -> Plan:
         sources=("home", "cabin")[: rng.choice((1, 1, 2))],
         stores=("nas", "offsite")[: rng.choice((1, 2))],
         hours=rng.uniform(2, 6),
-        incidents=rng.randint(8, 36),
+        incidents=rng.randint(8, 30),
         clips=400 if large else rng.randint(20, 80),
         bad=rng.choice((0.0, 0.03, 0.06, 0.1, 0.2)),
         chunk_size=rng.choice((400, 700, 1500)),

@@ -17,7 +17,7 @@ from tests.conftest import Counted
 from tests.simulation.script import Failed, play
 from tests.simulation.stage import Story
 
-SLICES = 26
+SLICES = 25
 SEEDS_EACH = 8
 """Small slices: several processes share them evenly."""
 
