@@ -29,6 +29,12 @@ from tests.support.proxy import TcpProxy
 SECONDS_TO_START: Final = 60.0
 SECONDS_TO_END: Final = 90.0
 
+PAST_CLIPS: Final = 1000
+PAST_BYTES: Final = 4096
+"""What each camera has when it begins, small: a recorder with a past. What is listed and recorded
+would otherwise grow from nothing to its usual size within the very hour, and memory with it: SQLite
+alone keeps up to 2 MB of the file for each of the two connections."""
+
 
 def measure(minutes: float, every_seconds: float) -> str:
     """Soak for so long, with a fault every so many seconds; the report. Failed if it must be."""
@@ -46,6 +52,7 @@ async def _soak(minutes: float, every_seconds: float) -> str:
         running.pid = daemon.pid
         stack.callback(_end, daemon)
         await _until_started(daemon, folder)
+        await running.until_stored()
         await _work(running, daemon, minutes=minutes, every_seconds=every_seconds)
         await running.mend()
         seconds = await running.until_stored()
@@ -63,8 +70,8 @@ async def _soak(minutes: float, every_seconds: float) -> str:
 async def _surroundings(stack: AsyncExitStack, folder: Path) -> Soak:
     """The simulated NVR, the storage double, and the links to both."""
     (folder / "footage").mkdir()
-    nvr = ["nvr_backup.simulator", "--cameras", str(len(CAMERAS)), "--clips", "3"]
-    nvr += ["--digests", "none", "--clip-size", "1000000"]
+    nvr = ["nvr_backup.simulator", "--cameras", str(len(CAMERAS)), "--clips", str(PAST_CLIPS)]
+    nvr += ["--digests", "none", "--clip-size", str(PAST_BYTES)]
     _, told = stack.enter_context(server(nvr))
     nvr_url = json.loads(told)["url"]
     double = ["tests.support.gcs_double", "--auth", "--keep", "digest"]

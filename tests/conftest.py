@@ -6,12 +6,19 @@ passed are summed.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 _MARK = "counted: "
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """For `-n auto`: the longest tests wait for processes, sockets and disks, not for a core."""
+    return 2 * (os.cpu_count() or 1)
+
 
 Counted = Callable[..., None]
 """`counted(kind, number=1)`: so many of this kind were proven by the running test."""
