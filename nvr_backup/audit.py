@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timedelta
 from itertools import islice
@@ -37,7 +37,7 @@ COMPARED: Final = timedelta(days=7)
 NAMED: Final = 20
 """New findings that are logged one by one; `verify` names the rest."""
 
-_LISTED: Final = "audit listed_ms"
+_LISTED: Final = "audit listed SOURCE "
 _STORE: Final = "audit due STORE "
 
 
@@ -54,20 +54,20 @@ class Audits:
         self._busy = asyncio.Lock()
         self._stopping = asyncio.Event()
 
-    async def listing_due(self, settings: Settings) -> bool:
-        """Whether this cycle is to list everything; `listed` says that it was done.
+    async def listing_due(self, settings: Settings) -> set[str]:
+        """The sources of which this cycle is to list everything; `listed` says that it was done.
 
-        The first one comes an interval after the first cycle: before that all is new anyway.
+        The first time is an interval after a source's first cycle: before, all is new anyway.
         """
-        return await self._is_due(settings, _LISTED)
+        return {name for name in settings.sources if await self._is_due(settings, _LISTED + name)}
 
-    async def listed(self, started: datetime) -> None:
-        """Everything was listed, as far as it could be."""
-        value = str(to_ms(started))
+    async def listed(self, sources: Iterable[str], started: datetime) -> None:
+        """Everything of these was listed; one that could not be asked is still due."""
+        values = [(_LISTED + name, str(to_ms(started))) for name in sources]
 
         def work(db: sqlite3.Connection) -> None:
             with transaction(db, durable=False):
-                db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (_LISTED, value))
+                db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values)
 
         await self._database.run(work)
 

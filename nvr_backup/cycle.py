@@ -6,7 +6,7 @@ once; the others are listed all the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -34,12 +34,12 @@ def every_camera(_camera: Camera) -> bool:
 class Cycle:
     """What one cycle's listing found.
 
-    `whole`: all that is wanted was listed. `failures` are (part or camera, reason), `missed` the
-    sources that could not be listed, in this cycle or an earlier one.
+    `whole` are sources of which all that is wanted was listed, `missed` those that could not be
+    listed, in this cycle or an earlier one; `failures` are (part or camera, reason).
     """
 
     started: datetime
-    whole: bool = False
+    whole: set[str] = field(default_factory=set)
     cameras: list[Camera] = field(default_factory=list)
     listed: int = 0
     planned: int = 0
@@ -51,14 +51,17 @@ class Cycle:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to list: `since` asks for another stretch than usual, `whole` for all that is wanted."""
+    """What to list: `since` asks for another stretch than usual.
+
+    `whole`: sources to be asked for all that is wanted, however much was listed before.
+    """
 
     rules: Rules
     keys: Keys
     since: datetime | None
     wanted: Callable[[Camera], bool]
     dry_run: bool
-    whole: bool = False
+    whole: Collection[str] = ()
 
 
 class Listing:
@@ -135,6 +138,8 @@ class Listing:
                 cycle.failures.append((connection.part, str(err)))
             else:
                 cycle.missed.discard(name)
+                if name in request.whole:
+                    cycle.whole.add(name)
                 connection.worked()
                 if not request.dry_run:
                     now = self._clock.now()
@@ -156,7 +161,7 @@ class Listing:
                 camera,
                 now=self._clock.now(),
                 since=self._request.since,
-                whole=self._request.whole,
+                whole=camera.source in self._request.whole,
             )
         except Transient as err:
             self._troubles.failed(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -191,11 +191,11 @@ class Engine:
         since: datetime | None = None,
         wanted: Callable[[Camera], bool] = every_camera,
         dry_run: bool = False,
-        whole: bool = False,
+        whole: Collection[str] = (),
     ) -> Cycle:
         """List every wanted camera of every source and plan what is new.
 
-        `whole` lists all that is wanted, however much of it was listed before.
+        Of sources in `whole` all that is wanted, however much of it was listed before.
         A source or camera that cannot be listed is a failure of the cycle, not an error.
         """
         settings = self.settings
@@ -214,7 +214,7 @@ class Engine:
         )
         listing = Listing(
             request,
-            Cycle(self._clock.now(), whole=whole, missed=self._missed),
+            Cycle(self._clock.now(), missed=self._missed),
             self.checkpoint,
             clock=self._clock,
             log=self._log,
@@ -262,8 +262,7 @@ class Engine:
     async def _list(self) -> None:
         self._log.info("cycle started")
         cycle = await self.list_all(whole=await self._audits.listing_due(self.settings))
-        if cycle.whole:
-            await self._audits.listed(cycle.started)
+        await self._audits.listed(cycle.whole, cycle.started)
         self._log.info(
             "cycle listed",
             cameras=len(cycle.cameras),

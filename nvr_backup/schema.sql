@@ -11,7 +11,7 @@ CREATE TABLE meta (
                                         -- the first cameras that are shown begin no later;
                                         -- 'unread STORE': a rebuild then could not list it, so older
                                         -- clips may lie there that are not on record;
-                                        -- 'audit listed_ms': when all was last listed again;
+                                        -- 'audit listed SOURCE <name>': when all was last listed;
                                         -- 'audit due STORE <name>': when this store was last audited;
                                         -- 'audit STORE <name>': what was found there, JSON
     value TEXT NOT NULL

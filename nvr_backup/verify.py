@@ -20,7 +20,7 @@ from nvr_backup.adapters import open_store
 from nvr_backup.clock import Clock
 from nvr_backup.database import Database, transaction
 from nvr_backup.errors import Blocked, Transient
-from nvr_backup.findings import Finding
+from nvr_backup.findings import Finding, What
 from nvr_backup.inquiry import inquire
 from nvr_backup.keys import candidates
 from nvr_backup.model import EPOCH, Camera, Clip, Window
@@ -30,8 +30,15 @@ from nvr_backup.verification import Outcome, Step, Verification
 HEALED_AT_ONCE: Final = 1000
 """Copies put back in one transaction: a daemon waits for it, and not for ever."""
 
+FEWEST_GONE: Final = 10
+"""So many objects that are missing, and none that is there: rather the wrong place than a loss."""
+
 CHANGED: Final = "changed meanwhile, or no key is free; verify again"
 NOT_ASKED: Final = "the store could not be asked now"
+ALL_GONE: Final = (
+    "not one object on record lies there: are bucket, prefix and path the right ones? "
+    "With --accept-empty all is stored again"
+)
 NOWHERE: Final = "the configuration no longer has this source with this store"
 """Why something wrong was not put back into the backlog."""
 
@@ -40,13 +47,15 @@ NOWHERE: Final = "the configuration no longer has this source with this store"
 class Wish:
     """What is to be verified: clips since `begin`, their bytes too if `deep`.
 
-    `budget`: so many bytes may be read from each store.
+    `budget`: so many bytes may be read from each store. `accept_empty`: also fix a store in which
+    nothing was found that should be there.
     """
 
     begin: datetime
     deep: bool = False
     budget: int | None = None
     fix: bool = False
+    accept_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,10 @@ async def verify(settings: Settings, wish: Wish, clock: Clock, step: Step) -> Ve
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """One verification. `may_replace` has the stores whose keys may delete."""
+    """One verification. `may_replace` has the stores whose keys may delete.
+
+    `all_gone` has those in which nothing was found that should be there.
+    """
 
     settings: Settings
     wish: Wish
@@ -106,6 +118,7 @@ class _Run:
     step: Step
     result: Verified
     may_replace: set[str] = field(default_factory=set)
+    all_gone: set[str] = field(default_factory=set)
 
     async def store(self, name: str) -> None:
         """Compare one store, and read back from it if that is wished."""
@@ -133,6 +146,8 @@ class _Run:
                 )
                 self.result.outcomes.append(verification.outcome)
                 await verification.compare()
+                if not self.wish.accept_empty and _all_gone(verification.outcome):
+                    self.all_gone.add(name)
                 await verification.read_again(self.wish.budget)
                 if self.wish.deep:
                     await verification.read_back(self._left(verification.outcome))
@@ -203,10 +218,18 @@ class _Run:
         """Why this is not to be stored anew; None: it is."""
         if f"stores.{one.store}" in self.result.unasked:
             return NOT_ASKED
+        if one.what is What.MISSING and one.store in self.all_gone:
+            return ALL_GONE
         settings = self.settings
         if one.source in settings.sources and one.store in settings.stores_of(one.source):
             return None
         return NOWHERE
+
+
+def _all_gone(outcome: Outcome) -> bool:
+    found = outcome.found.values()
+    gone = sum(one.what is What.MISSING for one in found)
+    return gone >= FEWEST_GONE and gone == len(found) and not outcome.right
 
 
 def _has_stored(db: sqlite3.Connection, store: str) -> bool:

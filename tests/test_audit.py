@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections import defaultdict
+from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +17,8 @@ from nvr_backup.audit import Audits
 from nvr_backup.database import CheckpointError
 from nvr_backup.errors import Blocked, Transient
 from nvr_backup.logs import Troubles
-from tests.support.fakes import clip_at, mp4
+from nvr_backup.model import Camera, Clip, Window
+from tests.support.fakes import FakeSource, clip_at, mp4
 from tests.support.wired import Wired
 
 HOUR = 3600.0
@@ -41,6 +45,12 @@ async def audits(wired: Wired, count: int) -> None:
     await wired.until(lambda: len(wired.said("store audited")) >= count, step=HOUR / 4)
 
 
+def asked_for(wired: Wired) -> bool:
+    """Whether it was once asked when the store is due: the interval counts from then on."""
+    with closing(sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3")) as db, db:
+        return bool(db.execute("SELECT 1 FROM meta WHERE name = 'audit due STORE nas'").fetchall())
+
+
 def states(wired: Wired) -> list[str]:
     with closing(sqlite3.connect(wired.folder / "state" / "checkpoint.sqlite3")) as db, db:
         return [row[0] for row in db.execute("SELECT state FROM copy ORDER BY start_ms")]
@@ -58,17 +68,51 @@ async def test_the_first_comes_an_interval_after_the_first_cycle(wired: Wired) -
             troubles=Troubles(wired.clock),
         )
         for _ in range(20 * 60):
-            if await asked.listing_due(settings):
+            if await asked.listing_due(settings) == {"home"}:
                 due.append(wired.clock.now() - begun)
-                await asked.listed(wired.clock.now())
+                await asked.listed(["home"], wired.clock.now())
             await wired.clock.advance(60)
         assert due == [timedelta(hours=6), timedelta(hours=12), timedelta(hours=18)]
         wired.clock.jump(-timedelta(hours=10))  # a clock that was ahead
         assert await asked.listing_due(settings)
         assert await asked.listing_due(settings)  # until it was done
-        await asked.listed(wired.clock.now())
+        await asked.listed(["home"], wired.clock.now())
         wired.clock.jump(minute)
         assert not await asked.listing_due(settings)
+
+
+async def test_a_source_that_is_down_is_listed_when_it_is_back_and_the_others_once(
+    wired: Wired,
+) -> None:
+    """Everything is listed again of each source by itself."""
+    cabin = wired.sources["cabin"] = FakeSource("cabin")
+    cabin.add(clip_at(1330, camera=Camera("cabin", "gate", "Gate")), mp4(SIZE, seed=9))
+    settings = wired.settings(audit={"every": "6h"}, schedule={"every": "1h", "backfill": "20h"})
+    longest: dict[str, timedelta] = defaultdict(timedelta)
+    for source in wired.sources.values():
+        listing = source.clips
+
+        def clips(camera: Camera, window: Window, listing: Any = listing) -> AsyncIterator[Clip]:
+            reach = wired.clock.now() - window.start
+            longest[camera.source] = max(longest[camera.source], reach)
+            found: AsyncIterator[Clip] = listing(camera, window)
+            return found
+
+        source.clips = clips  # type: ignore[method-assign]
+    async with wired.daemon(settings):
+        await wired.until(lambda: len(wired.store.objects) == 4, step=60)
+        await hours(wired, 2)
+        cabin.faults.arm("cameras", *[Transient("no answer")] * 100)
+        longest.clear()
+        await hours(wired, 6)
+        assert longest["home"] > timedelta(hours=24)
+        longest.clear()
+        await hours(wired, 3)
+        assert timedelta() < longest["home"] < timedelta(hours=24)
+        assert "cabin" not in longest
+        cabin.faults.armed.clear()
+        await hours(wired, 2)
+        assert longest["cabin"] > timedelta(hours=24)
 
 
 async def test_its_result_is_said(wired: Wired) -> None:
@@ -92,6 +136,7 @@ async def test_a_restart_does_not_put_it_off(wired: Wired) -> None:
     settings = wired.settings(audit={"every": "6h"})
     for _ in range(4):
         async with wired.daemon(settings):
+            await wired.until(lambda: asked_for(wired))
             await hours(wired, 2)
     async with wired.daemon(settings):
         await wired.until(lambda: wired.said("store audited"))

@@ -146,6 +146,38 @@ def _inside(folder: Path, url: str, body: Callable[[House], None]) -> None:
         body(house)
 
 
+def test_a_store_without_one_known_object_is_not_filled_again_unasked(tmp_path: Path) -> None:
+    """Rather a wrong prefix than a loss: everything would be uploaded a second time."""
+    with _house(tmp_path, clips=6) as house:
+        before = house.shelf.all()
+        for key in before:
+            house.shelf.remove(key)
+        refused = house.verify("--fix", code=1)
+        assert len(refused["wrong"]) == len(before) == 12
+        assert not any(one["planned_again"] for one in refused["wrong"])
+        assert "are bucket, prefix and path the right ones?" in refused["wrong"][0]["left"]
+        assert house.backup.once()[0]["stored"] == 0
+        misused = house.backup.command("verify", "--accept-empty")
+        assert misused.returncode == 2
+        assert "--accept-empty is for --fix" in misused.stderr
+        assert all(one["planned_again"] for one in house.verify("--fix", "--accept-empty")["wrong"])
+        assert house.backup.once()[0]["stored"] == 12
+        assert house.shelf.all() == before
+
+
+@pytest.mark.parametrize(("clips", "left"), [(4, 0), (6, 1)])
+def test_a_few_that_are_missing_or_one_that_is_there_need_no_word(
+    tmp_path: Path, clips: int, left: int
+) -> None:
+    with _house(tmp_path, clips=clips) as house:
+        before = house.shelf.all()
+        for key in sorted(before)[left:]:
+            house.shelf.remove(key)
+        house.verify("--fix")
+        house.backup.once()
+        assert house.shelf.all() == before
+
+
 @pytest.mark.parametrize("kind", ["gcs-double", "fake-gcs-server", "directory"])
 async def test_what_was_done_behind_its_back_is_named_and_healed(tmp_path: Path, kind: str) -> None:
     def body(house: House) -> None:
