@@ -95,7 +95,8 @@ async def workplace(
     """The database to write to: the sound checkpoint itself, or one that can take its place."""
     state_dir = settings.state_dir
     if not wish.dry_run:
-        for left_over in state_dir.glob(f"{_DRY_RUN}*"):  # of one that was killed
+        # Of one that was killed.
+        for left_over in (state_dir / BUILDING, *state_dir.glob(f"{_DRY_RUN}*")):
             shutil.rmtree(left_over, ignore_errors=True)
     sound, damage = _examined(state_dir, writable=not wish.dry_run)
     if sound and not wish.dry_run:

@@ -159,8 +159,10 @@ async def test_left_overs_of_killed_runs_are_cleared_away(ruins: Ruins) -> None:
         "snapshots",
     }
     (ruins.state / "dry-run-abc").mkdir()
+    (ruins.state / BUILDING).mkdir()
     await ruins.rebuild()  # also where the checkpoint is sound
     assert not (ruins.state / "dry-run-abc").exists()
+    assert not (ruins.state / BUILDING).exists()
 
 
 async def test_an_error_leaves_no_folder_behind(
