@@ -41,6 +41,10 @@ async def hours(wired: Wired, count: float) -> None:
         await asyncio.sleep(0.01)
 
 
+async def stored(wired: Wired) -> None:
+    await wired.until(lambda: len(wired.store.objects) == 3, step=60)
+
+
 async def audits(wired: Wired, count: int) -> None:
     await wired.until(lambda: len(wired.said("store audited")) >= count, step=HOUR / 4)
 
@@ -172,7 +176,7 @@ async def test_what_a_listing_once_left_out_is_planned_after_all(wired: Wired) -
 
 async def test_what_is_wrong_is_said_once_stays_on_record_and_is_left_alone(wired: Wired) -> None:
     async with wired.daemon(wired.settings(audit={"every": "6h"})):
-        await hours(wired, 2)
+        await stored(wired)
         gone, rotten, _ = sorted(wired.store.objects)
         kept = wired.store.objects.pop(gone)
         there, data = wired.store.objects[rotten]
@@ -227,7 +231,7 @@ async def test_no_clip_waits_for_it(wired: Wired) -> None:
 
 async def test_an_object_that_cannot_be_read_is_said_and_no_finding(wired: Wired) -> None:
     async with wired.daemon(wired.settings(audit={"every": "6h"})):
-        await hours(wired, 2)
+        await stored(wired)
         bad = sorted(wired.store.objects)[0]
         wired.store.faults.arm("read", Blocked("input/output error"))
         await audits(wired, 1)
@@ -239,7 +243,7 @@ async def test_an_object_that_cannot_be_read_is_said_and_no_finding(wired: Wired
 
 async def test_a_store_that_is_blocked_is_not_asked_and_still_due(wired: Wired) -> None:
     async with wired.daemon(wired.settings(audit={"every": "6h"})) as engine:
-        await hours(wired, 2)
+        await stored(wired)
         wired.store.listings.clear()
         store = engine.stores["nas"]
         wired.store.faults.arm("probe", *[Blocked("gone")] * 100)

@@ -1053,18 +1053,15 @@ async def test_a_changed_chunk_size_applies_to_the_next_clip(wired: Wired) -> No
 async def test_fewer_workers_apply_as_soon_as_transfers_end(wired: Wired) -> None:
     fill(wired, 6, size=KIB_300)
     wired.store.hold = asyncio.Event()
-    most = 0
-
-    def look() -> bool:
-        nonlocal most
-        running = engine.pool.running.values()
-        most = max(most, sum(one.activity.finishing is None for one in running))
-        return stored_exactly(wired.store, wired.source)
-
     async with wired.daemon() as engine:
         await wired.until(lambda: wired.store.held == 2)
         await engine.apply(wired.settings(transfer={"workers": 1, "chunk_size": "256KiB"}))
+        wired.source.hold = asyncio.Event()
         wired.store.hold.set()
-        await wired.until(lambda: len(engine.pool.running) < 2)
-        await wired.until(look)
-    assert most == 1
+        await wired.until(lambda: len(wired.store.objects) == 2)
+        await wired.until(lambda: engine.pool.running)
+        for _ in range(50):
+            await asyncio.sleep(0.001)
+        assert len(engine.pool.running) == 1
+        wired.source.hold.set()
+        await wired.until(lambda: stored_exactly(wired.store, wired.source))

@@ -128,7 +128,7 @@ MUTANTS = (
         _the_watermark_ignores_the_backlog,
         "the watermark .* is not accounted for",
     ),
-    Mutant("a failed listing counts", _a_failed_listing_counts, "is not accounted for"),
+    Mutant("a failed listing counts", _a_failed_listing_counts, "is not accounted for", 66),
     Mutant("claims outlive the process", _claims_outlive_the_process, "no rest", 4),
     Mutant("one failure is enough", _one_failure_is_enough, "set aside in .* and not truly"),
     Mutant("an error leaves the claim", _an_error_leaves_the_claim, "no rest", 15),
