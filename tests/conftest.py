@@ -7,6 +7,7 @@ passed are summed.
 from __future__ import annotations
 
 import os
+import zlib
 from collections import Counter
 from collections.abc import Callable
 
@@ -15,9 +16,39 @@ import pytest
 _MARK = "counted: "
 
 
+# Processes that the tests start many times would compile the program anew each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
 def pytest_xdist_auto_num_workers() -> int:
     """For `-n auto`: the longest tests wait for processes, sockets and disks, not for a core."""
     return 2 * (os.cpu_count() or 1)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--share",
+        metavar="N/M",
+        help="of the tests marked `exhaustive`, run the N-th of M shares: the check on several "
+        "Pythons gives each one its own",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    share = config.getoption("--share")
+    if share is None:
+        return
+    number, _, shares = share.partition("/")
+    if not (number.isdecimal() and shares.isdecimal() and 1 <= int(number) <= int(shares)):
+        raise pytest.UsageError(f"--share takes N/M with 1 <= N <= M, not {share!r}")
+
+    def is_ours(item: pytest.Item) -> bool:
+        # By a checksum of its name: every second one would be all of one store.
+        place = zlib.crc32(item.nodeid.encode()) % int(shares)
+        return item.get_closest_marker("exhaustive") is None or place == int(number) - 1
+
+    config.hook.pytest_deselected(items=[item for item in items if not is_ours(item)])
+    items[:] = filter(is_ours, items)
 
 
 Counted = Callable[..., None]

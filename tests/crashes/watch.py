@@ -25,6 +25,7 @@ import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -41,6 +42,7 @@ _RANDOM: Final = re.compile(
 )
 """Random names, digests, and the times in the names of snapshots and of what is kept aside."""
 FILLER: Final = "filler"
+FILLED_AGAIN: Final = 20
 _WAL: Final = "checkpoint.sqlite3-wal"
 _STATEMENTS: Final = ("INSERT", "UPDATE", "DELETE", "REPLACE", "CREATE")
 _SQL_ERRORS: Final[Mapping[str, tuple[str, str, int]]] = {
@@ -72,9 +74,13 @@ class Fate:
     def fill(self) -> None:
         """The disk is full from now on."""
         filler = _REAL["open"](f"{self.disk}/{FILLER}", os.O_WRONLY | os.O_CREAT, 0o600)
-        free = os.statvfs(filler)
-        if free.f_bavail:
-            os.posix_fallocate(filler, 0, free.f_bavail * free.f_frsize)
+        filled = 0
+        for _ in range(FILLED_AGAIN):  # another thread may take of what was free a moment ago
+            free = os.statvfs(filler)
+            with suppress(OSError):
+                room = free.f_bavail * free.f_frsize
+                os.posix_fallocate(filler, filled, room)
+                filled += room
         os.close(filler)
 
 

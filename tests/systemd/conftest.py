@@ -17,6 +17,12 @@ from tests.systemd.machine import Machine, booted, why_not
 from tests.systemd.site import Nvr, Site, Store, fresh
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.process)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of this run's, for all processes that share its tests."""
