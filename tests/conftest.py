@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--share",
         metavar="N/M",
-        help="of the tests marked `exhaustive`, run the N-th of M shares: the check on several "
+        help="of the tests marked `long`, run the N-th of M shares: the check on several "
         "Pythons gives each one its own",
     )
 
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     def is_ours(item: pytest.Item) -> bool:
         # By a checksum of its name: every second one would be all of one store.
         place = zlib.crc32(item.nodeid.encode()) % int(shares)
-        return item.get_closest_marker("exhaustive") is None or place == int(number) - 1
+        return item.get_closest_marker("long") is None or place == int(number) - 1
 
     config.hook.pytest_deselected(items=[item for item in items if not is_ours(item)])
     items[:] = filter(is_ours, items)

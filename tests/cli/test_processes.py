@@ -25,7 +25,7 @@ from tests.cli.processes import (
     simulated,
 )
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.crashes.stage import Stage
 from tests.crashes.watch import How
 from tests.crashes.world import ALL_KINDS, World
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 SHARES = 3
 TRIES = 5

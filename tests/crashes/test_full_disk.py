@@ -21,7 +21,7 @@ from tests.crashes.test_errors import CHECKPOINT, CLIPS, REFUSED, TRIES, UNREACH
 from tests.crashes.watch import FILLER
 from tests.crashes.world import World
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 Part = Literal["state", "footage"]
 SIZE = "66M"

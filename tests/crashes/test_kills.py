@@ -21,7 +21,7 @@ from tests.crashes.power import POWER_CUTS, cut_power
 from tests.crashes.stage import Stage
 from tests.crashes.world import ALL_KINDS, Made, World
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 SHARES = 4
 """A story's steps are shared among so many tests, which may run side by side."""

@@ -22,7 +22,7 @@ from tests.crashes.stage import Stage
 from tests.crashes.test_kills import TRIES, within_a_transaction
 from tests.crashes.world import ALL_KINDS, World
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 CLIPS = tuple(made for made in ALL_KINDS if made.camera == "porch")
 STORES = ("bucket", "folder")

@@ -25,7 +25,7 @@ from tests.crashes.program import Ended
 from tests.crashes.stage import Stage
 from tests.crashes.world import ALL_KINDS, World
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 SHARES = 2
 CLIPS = tuple(made for made in ALL_KINDS if made.camera == "porch")

@@ -22,7 +22,7 @@ from tests.faults.conftest import Rigs
 from tests.faults.rig import CHUNK, RANGED, STREAM, Kind, Rig, Told, call_delete, rig
 from tests.process.parts import call
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 MIB = 1024 * 1024
 SMALL = CHUNK - 1000

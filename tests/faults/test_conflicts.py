@@ -15,7 +15,7 @@ from tests.faults.conftest import Rigs
 from tests.faults.rig import CHUNK, KINDS, RANGED, SIX, STREAM, Filmed, Kind, Rig, rig
 from tests.process.parts import call
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 SMALL = CHUNK - 1000
 CREATE = "storage.objects.create"

@@ -18,7 +18,7 @@ from tests.faults.rig import CHUNK, KINDS, RANGED, SIX, STREAM, Filmed, Kind, Ri
 from tests.faults.wires import Wire
 from tests.support.proxy import Direction, How, MarkedBreak
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 PROOF_BYTES = 256
 """Read again so that it is seen to be the same clip."""

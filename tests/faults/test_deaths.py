@@ -20,7 +20,7 @@ from tests.conftest import Counted
 from tests.faults.conftest import Rigs
 from tests.faults.rig import CHUNK, KINDS, RANGED, SIX, STREAM, Filmed, Kind, Rig, rig
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 HELD_AT = 3 * CHUNK + 100
 DEATHS = 5

@@ -18,7 +18,7 @@ from tests.faults.conftest import Rigs
 from tests.faults.rig import CHUNK, FILE, KINDS, NVR, RANGED, SIX, STREAM, Kind, Rig, Told
 from tests.process.parts import call
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 FAILED = {"clip failed": 1}
 LINK_FAILED: Told = {"clip failed": 1, "camera not listed": (0, 1)}

@@ -17,7 +17,7 @@ from tests.conftest import Counted
 from tests.faults.conftest import Rigs
 from tests.faults.rig import CHUNK, SIX, Rig, Told
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 SMALL = CHUNK - 1000
 """Goes out in one request."""

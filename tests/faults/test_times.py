@@ -13,7 +13,7 @@ import pytest
 from tests.conftest import Counted
 from tests.faults.rig import CAMERAS, CHUNK, KINDS, RANGED, STREAM, Kind, rig
 
-pytestmark = [pytest.mark.process, pytest.mark.exhaustive]
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 SMALL = CHUNK - 1000
 MINUTE_MS = 60_000

@@ -19,7 +19,7 @@ import pytest
 from tests.process.parts import Backup, Nvr, Store, gcs_double, simulated_nvr
 from tests.process.test_end_to_end import held, in_folder, truth
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

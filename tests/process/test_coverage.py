@@ -13,7 +13,7 @@ import pytest
 
 from tests.process.parts import Backup, Nvr, simulated_nvr
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 STYLES = 13
 BACKFILL = timedelta(hours=100)

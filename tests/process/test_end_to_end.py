@@ -15,7 +15,7 @@ import pytest
 
 from tests.process.parts import Backup, Nvr, gcs_double, simulated_nvr
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 STYLES = 13
 RECIPE = (

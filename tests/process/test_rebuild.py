@@ -19,7 +19,7 @@ from tests.conftest import Counted
 from tests.process.parts import Backup, Nvr, Store, call, gcs_double, process, simulated_nvr
 from tests.process.test_end_to_end import held, in_folder, truth
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 LOGS = ("-wal", "-shm")
 CREATE, GET, LIST = "storage.objects.create", "storage.objects.get", "storage.objects.list"

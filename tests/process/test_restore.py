@@ -37,7 +37,7 @@ from tests.process.parts import (
 )
 from tests.support.fake_gcs_server import binary, fake_gcs_server
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 CAMERAS, CLIPS, SIZE = 5, 100, 20_000
 SMALLEST_PIPE = 4096

@@ -24,7 +24,7 @@ from tests.process.parts import Backup, Nvr, Store, gcs_double, simulated_nvr
 from tests.process.test_end_to_end import truth
 from tests.support.fake_gcs_server import binary, fake_gcs_server
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.long]
 
 CREATE, GET, LIST = "storage.objects.create", "storage.objects.get", "storage.objects.list"
 PRIVATE = ".nvr-backup"

@@ -25,7 +25,7 @@ KINDS = 15
 """So many kinds of incidents, and of faults besides, happen in each slice: always the same ones."""
 
 
-@pytest.mark.exhaustive
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(SLICES))
 def test_seeds_hold(number: int, counted: Counted) -> None:
     happened: Counter[str] = Counter()
