@@ -145,7 +145,7 @@ class Engine:
                 self._clock,
                 chunk_size=chunk_size,
                 used_before=used_before,
-                allow=self.uplink.take,
+                allow=self.uplink,
             ),
             lambda store: store.probe(),
             clock=self._clock,

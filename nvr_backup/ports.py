@@ -88,8 +88,18 @@ class ClipSource(Protocol):
 Record = Callable[[UploadState], Awaitable[None]]
 """Makes an upload's state durable; returns once it is."""
 
-Allow = Callable[[int], Awaitable[int]]
-"""Asked before bytes leave for a store: waits until some may; how many of those wanted (>= 1)."""
+
+class Allow(Protocol):
+    """Asked before bytes leave for a store."""
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether all may leave just now, unasked."""
+        ...
+
+    async def take(self, wanted: int) -> int:
+        """Wait until some may leave; returns how many of those wanted, at least one."""
+        ...
 
 
 class Upload(Protocol):

@@ -106,6 +106,11 @@ class Uplink:
             return self._timetable.otherwise
         return self._timetable.rate(self._clock.now().astimezone(self._zone))
 
+    @property
+    def unlimited(self) -> bool:
+        """Whether there is no limit at this moment."""
+        return self.rate() is None
+
     async def take(self, wanted: int) -> int:
         """Wait until bytes may leave; returns how many of `wanted` may, at least one."""
         if self.rate() is None:

@@ -70,6 +70,8 @@ async def leap_when_stalled(b: Any, leap: Any) -> None:
 class Holding:
     """An allowance that takes longer than the stall limit, `times` times."""
 
+    unlimited = False
+
     def __init__(self, leap: Any, times: int) -> None:
         self.taken = 0
         self._leap = leap
@@ -90,7 +92,7 @@ async def test_bytes_held_back_by_the_limit_are_no_stall_of_the_store(data: byte
         with leaping_loop() as leap:
             holding = Holding(leap, 5)
             wanted = settings(gcs, stall_seconds=STALL_SECONDS, retry_seconds=0.0)
-            async with open_store(wanted, LeapClock(), allow=holding.take) as store:
+            async with open_store(wanted, LeapClock(), allow=holding) as store:
                 await carry(store, data)
         assert gcs.objects[BUCKET][KEY].data == data
         sent = sum(seen.body_bytes for seen in gcs.requests if seen.where != "initiate")
@@ -103,7 +105,7 @@ async def test_a_store_that_takes_nothing_is_a_stall_also_under_a_limit() -> Non
         with leaping_loop() as leap:
             wanted = settings(gcs, stall_seconds=STALL_SECONDS, retry_seconds=0.0)
             async with (
-                open_store(wanted, LeapClock(), allow=Holding(leap, 0).take) as store,
+                open_store(wanted, LeapClock(), allow=Holding(leap, 0)) as store,
                 asyncio.TaskGroup() as group,
             ):
                 leaping = group.create_task(leap_for_ever(leap))

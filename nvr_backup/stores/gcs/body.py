@@ -75,11 +75,11 @@ class PiecesBody(Payload):
         self._consumed = True
         since_yield = 0
         for part in self._parts():
-            if self.allow is None:
+            if self.allow is None or self.allow.unlimited:
                 await writer.write(part)
+                self.progress()
             else:
                 await self._write_allowed(writer, memoryview(part), self.allow)
-            self.progress()
             since_yield += len(part)
             if since_yield >= YIELD_BYTES:
                 since_yield = 0
@@ -91,9 +91,10 @@ class PiecesBody(Payload):
     ) -> None:
         while left:
             self.waiting()
-            allowed = await allow(len(left))
+            allowed = await allow.take(len(left))
             self.progress()
             await writer.write(left[:allowed])
+            self.progress()
             left = left[allowed:]
 
     def _parts(self) -> Iterator[bytes | memoryview]:

@@ -35,6 +35,9 @@ UNSENT_BYTES: Final = 512 * 1024
 """What the kernel may hold without having sent it. Unlimited, a slow line would swallow megabytes
 at once, and the wait for the answer would look like a stall."""
 
+EARLY: Final = 0.01
+"""A silence may count as a stall by this part of the limit too early."""
+
 NO_NAMES: Final = frozenset({"", ".", ".."})
 """No objects have these names. In gcloud-aio's URLs ".." would mean, and delete, the bucket."""
 
@@ -248,8 +251,11 @@ class GcsClient:
             async with asyncio.timeout(self._stall_seconds) as limit:
 
                 def alive() -> None:
-                    if not limit.expired():
-                        limit.reschedule(now() + self._stall_seconds)
+                    until, set_to = now() + self._stall_seconds, limit.when()
+                    # A timer for every piece would cost more than it tells.
+                    early = set_to is None or until - set_to > EARLY * self._stall_seconds
+                    if early and not limit.expired():
+                        limit.reschedule(until)
 
                 def held_back() -> None:
                     if not limit.expired():
