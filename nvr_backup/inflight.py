@@ -2,8 +2,8 @@
 
 A clip whose end has been read waits for nothing but the store's answer: it reads nothing, computes
 nothing and holds its last chunk at most. It leaves its worker to the next clip meanwhile, so that a
-store that thinks for 50 ms does not halve the speed of small clips. All clips that do so hold one
-chunk together at most, whatever their number: memory stays bounded.
+store that thinks for 50 ms does not halve the speed of small clips. At most as many as there are
+workers do so, and they hold one chunk together at most: memory and connections stay bounded.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class Outcomes:
 
 def room(running: Iterable[Running], *, workers: int, chunk_size: int) -> bool:
     """Whether another transfer may begin beside these; `chunk_size` in bytes."""
-    busy = spare = 0
+    busy = waiting = spare = 0
     for one in running:
         held = one.activity.finishing
-        if held is not None and spare + held <= chunk_size:
+        if held is not None and waiting < workers and spare + held <= chunk_size:
+            waiting += 1
             spare += held
         else:
             busy += 1

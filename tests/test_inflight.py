@@ -34,11 +34,12 @@ def running(finishing: int | None) -> Running:
         ([None, None], False),
         ([None, 100], True),  # it occupies nobody
         ([None, None, 100], False),
-        ([100, 100, 100, None], True),
+        ([100, 100, None], True),
         ([256 * KIB, 1, None], False),  # a chunk together, not more
         ([1, 256 * KIB, None], False),
         ([128 * KIB, 128 * KIB, None], True),
-        ([0, 0, 0, 0, 0, None], True),
+        ([0, 0, None], True),
+        ([0, 0, 0, None], False),  # as many as there are workers, not more
     ],
 )
 def test_two_workers(finishing: list[int | None], is_room: bool) -> None:

@@ -355,14 +355,14 @@ class World:
     def check_thrift(self) -> None:
         """A death costs each worker at most a chunk sent or written again, and no comparison.
 
-        Clips that waited for their last answer cost one chunk together, in as many pieces.
+        As many again that waited for their last answer cost one chunk together.
         """
         again = self.deaths * (self.workers + 1)
         requests = self.gcs.requests
         clips = sum(map(len, self.visible("bucket").values()))
         assert sum(r.body_bytes for r in requests) <= clips + again * CHUNK + len(requests) * 2048
         pieces = sum(-(-len(data) // CHUNK) for data in self.visible("folder").values())
-        assert self.written <= pieces + self.deaths * (self.workers + CHUNK // SMALL)
+        assert self.written <= pieces + self.deaths * 2 * self.workers
         assert self.rows("SELECT object_key FROM copy WHERE verified != 1") == []
 
     async def check_litter_goes(self) -> None:
