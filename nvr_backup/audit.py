@@ -62,7 +62,7 @@ class Audits:
         return {name for name in settings.sources if await self._is_due(settings, _LISTED + name)}
 
     async def listed(self, sources: Iterable[str], started: datetime) -> None:
-        """Everything of these was listed; one that could not be asked is still due."""
+        """All of these was listed, as far as it could be; one that could not be asked is due."""
         values = [(_LISTED + name, str(to_ms(started))) for name in sources]
 
         def work(db: sqlite3.Connection) -> None:

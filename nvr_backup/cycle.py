@@ -34,8 +34,8 @@ def every_camera(_camera: Camera) -> bool:
 class Cycle:
     """What one cycle's listing found.
 
-    `whole` are sources of which all that is wanted was listed, `missed` those that could not be
-    listed, in this cycle or an earlier one; `failures` are (part or camera, reason).
+    `whole` are sources of which all was listed, as far as it could be; `missed` those that could
+    not be listed, in this cycle or an earlier one; `failures` are (part or camera, reason).
     """
 
     started: datetime

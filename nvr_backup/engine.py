@@ -163,6 +163,7 @@ class Engine:
             keys=self._keys(),
             chunk_size=self.settings.transfer.chunk_size,
             workers=self.settings.transfer.workers,
+            spare_bytes=self.settings.transfer.chunk_size if self.uplink.unlimited else 0,
         )
 
     def _keys(self) -> Keys:

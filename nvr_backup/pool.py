@@ -58,13 +58,17 @@ A = TypeVar("A")
 
 @dataclass(frozen=True, slots=True)
 class Routes:
-    """The connections new transfers may use, by configured name."""
+    """The connections new transfers may use, by configured name.
+
+    So many bytes may be held besides by clips that wait for their last answer: `spare_bytes`.
+    """
 
     sources: Mapping[str, Connection[ClipSource]]
     stores: Mapping[str, Connection[ClipStore]]
     keys: Keys
     chunk_size: int
     workers: int
+    spare_bytes: int
 
 
 class Pool:
@@ -148,7 +152,7 @@ class Pool:
 
     def _room(self, routes: Routes) -> bool:
         running = self.running.values()
-        return room(running, workers=routes.workers, chunk_size=routes.chunk_size)
+        return room(running, workers=routes.workers, spare_bytes=routes.spare_bytes)
 
     async def _wake_on(self, stop: asyncio.Event) -> None:
         await stop.wait()

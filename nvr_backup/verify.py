@@ -31,13 +31,13 @@ HEALED_AT_ONCE: Final = 1000
 """Copies put back in one transaction: a daemon waits for it, and not for ever."""
 
 FEWEST_GONE: Final = 10
-"""So many objects that are missing, and none that is there: rather the wrong place than a loss."""
+"""So many objects that are missing, and fewer that are there: the wrong place, not a loss."""
 
 CHANGED: Final = "changed meanwhile, or no key is free; verify again"
 NOT_ASKED: Final = "the store could not be asked now"
-ALL_GONE: Final = (
-    "not one object on record lies there: are bucket, prefix and path the right ones? "
-    "With --accept-empty all is stored again"
+MOSTLY_GONE: Final = (
+    "most objects on record are not there: are bucket, prefix and path the right ones? "
+    "With --accept-loss they are stored again"
 )
 NOWHERE: Final = "the configuration no longer has this source with this store"
 """Why something wrong was not put back into the backlog."""
@@ -47,15 +47,15 @@ NOWHERE: Final = "the configuration no longer has this source with this store"
 class Wish:
     """What is to be verified: clips since `begin`, their bytes too if `deep`.
 
-    `budget`: so many bytes may be read from each store. `accept_empty`: also fix a store in which
-    nothing was found that should be there.
+    `budget`: so many bytes may be read from each store. `accept_loss`: also put back what is
+    missing in a store where most is.
     """
 
     begin: datetime
     deep: bool = False
     budget: int | None = None
     fix: bool = False
-    accept_empty: bool = False
+    accept_loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ async def verify(settings: Settings, wish: Wish, clock: Clock, step: Step) -> Ve
 class _Run:
     """One verification. `may_replace` has the stores whose keys may delete.
 
-    `all_gone` has those in which nothing was found that should be there.
+    `mostly_gone` has those in which more is missing than there.
     """
 
     settings: Settings
@@ -118,7 +118,7 @@ class _Run:
     step: Step
     result: Verified
     may_replace: set[str] = field(default_factory=set)
-    all_gone: set[str] = field(default_factory=set)
+    mostly_gone: set[str] = field(default_factory=set)
 
     async def store(self, name: str) -> None:
         """Compare one store, and read back from it if that is wished."""
@@ -146,8 +146,10 @@ class _Run:
                 )
                 self.result.outcomes.append(verification.outcome)
                 await verification.compare()
-                if not self.wish.accept_empty and _all_gone(verification.outcome):
-                    self.all_gone.add(name)
+                if not self.wish.accept_loss and _mostly_gone(
+                    verification.outcome, self.wish.begin
+                ):
+                    self.mostly_gone.add(name)
                 await verification.read_again(self.wish.budget)
                 if self.wish.deep:
                     await verification.read_back(self._left(verification.outcome))
@@ -218,18 +220,19 @@ class _Run:
         """Why this is not to be stored anew; None: it is."""
         if f"stores.{one.store}" in self.result.unasked:
             return NOT_ASKED
-        if one.what is What.MISSING and one.store in self.all_gone:
-            return ALL_GONE
+        if one.what is What.MISSING and one.store in self.mostly_gone:
+            return MOSTLY_GONE
         settings = self.settings
         if one.source in settings.sources and one.store in settings.stores_of(one.source):
             return None
         return NOWHERE
 
 
-def _all_gone(outcome: Outcome) -> bool:
-    found = outcome.found.values()
-    gone = sum(one.what is What.MISSING for one in found)
-    return gone >= FEWEST_GONE and gone == len(found) and not outcome.right
+def _mostly_gone(outcome: Outcome, since: datetime) -> bool:
+    """Findings from before `since` say nothing of the others of their time."""
+    found = [one.what for one in outcome.found.values() if one.start >= since]
+    gone = found.count(What.MISSING)
+    return gone >= FEWEST_GONE and gone > len(found) - gone + outcome.right
 
 
 def _has_stored(db: sqlite3.Connection, store: str) -> bool:

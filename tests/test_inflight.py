@@ -44,7 +44,7 @@ def running(finishing: int | None) -> Running:
 )
 def test_two_workers(finishing: list[int | None], is_room: bool) -> None:
     on_their_way = [running(held) for held in finishing]
-    assert room(on_their_way, workers=2, chunk_size=256 * KIB) == is_room
+    assert room(on_their_way, workers=2, spare_bytes=256 * KIB) == is_room
 
 
 async def test_a_store_that_thinks_does_not_hold_up_the_next_clips(

@@ -60,11 +60,11 @@ def verify(
     fix: Annotated[
         bool, typer.Option("--fix", help="Put what is missing or wrong back into the backlog.")
     ] = False,
-    accept_empty: Annotated[
+    accept_loss: Annotated[
         bool,
         typer.Option(
-            "--accept-empty",
-            help="With --fix: also where not one object on record was found.",
+            "--accept-loss",
+            help="With --fix: also where most objects on record are missing.",
         ),
     ] = False,
     config: ConfigOption = None,
@@ -83,8 +83,8 @@ def verify(
     is stored again; what is corrupt is replaced, exactly that generation, where
     the key may delete, else stored under another key (a folder keeps the bad
     file below .nvr-backup/replaced). Unknown objects are never touched.
-    Where not one object on record is found, the bucket or prefix is more likely
-    wrong than empty: nothing is put back there without --accept-empty.
+    Where most objects on record are missing, the bucket or prefix is more likely
+    wrong than they are lost: none is put back there without --accept-loss.
 
     \b
     Exit code 0: all of it was looked at and is right, or with --fix is back in
@@ -107,15 +107,15 @@ def verify(
     assert begin is not None  # noqa: S101 - it has a default
     if budget is not None and not deep:
         raise Misused("--budget is for --deep: without it nothing is read back.")
-    if accept_empty and not fix:
-        raise Misused("--accept-empty is for --fix: without it nothing is put back.")
+    if accept_loss and not fix:
+        raise Misused("--accept-loss is for --fix: without it nothing is put back.")
     try:
         limit = parse_size(budget or DEFAULT_BUDGET)
     except ValueError as err:
         raise Misused(f"--budget {budget!r} {err}.") from None
     loaded = settings(config)
     with _progress(console("stderr")) as step:
-        verified = wait_for(work(loaded, Wish(begin, deep, limit, fix, accept_empty), clock, step))
+        verified = wait_for(work(loaded, Wish(begin, deep, limit, fix, accept_loss), clock, step))
     if as_json:
         print_json(_as_json(verified, deep=deep, fix=fix))
     else:

@@ -146,27 +146,28 @@ def _inside(folder: Path, url: str, body: Callable[[House], None]) -> None:
         body(house)
 
 
-def test_a_store_without_one_known_object_is_not_filled_again_unasked(tmp_path: Path) -> None:
-    """Rather a wrong prefix than a loss: everything would be uploaded a second time."""
+def test_a_store_that_lacks_most_of_what_is_on_record_is_not_filled_unasked(tmp_path: Path) -> None:
+    """Rather a wrong prefix, where the latest clips lie already, than a loss."""
     with _house(tmp_path, clips=6) as house:
         before = house.shelf.all()
-        for key in before:
+        gone = sorted(before)[:-1]
+        for key in gone:
             house.shelf.remove(key)
         refused = house.verify("--fix", code=1)
-        assert len(refused["wrong"]) == len(before) == 12
+        assert len(refused["wrong"]) == len(gone) == 11
         assert not any(one["planned_again"] for one in refused["wrong"])
         assert "are bucket, prefix and path the right ones?" in refused["wrong"][0]["left"]
         assert house.backup.once()[0]["stored"] == 0
-        misused = house.backup.command("verify", "--accept-empty")
+        misused = house.backup.command("verify", "--accept-loss")
         assert misused.returncode == 2
-        assert "--accept-empty is for --fix" in misused.stderr
-        assert all(one["planned_again"] for one in house.verify("--fix", "--accept-empty")["wrong"])
-        assert house.backup.once()[0]["stored"] == 12
+        assert "--accept-loss is for --fix" in misused.stderr
+        assert all(one["planned_again"] for one in house.verify("--fix", "--accept-loss")["wrong"])
+        assert house.backup.once()[0]["stored"] == 11
         assert house.shelf.all() == before
 
 
-@pytest.mark.parametrize(("clips", "left"), [(4, 0), (6, 1)])
-def test_a_few_that_are_missing_or_one_that_is_there_need_no_word(
+@pytest.mark.parametrize(("clips", "left"), [(4, 0), (12, 12)])
+def test_a_few_that_are_missing_or_half_of_them_need_no_word(
     tmp_path: Path, clips: int, left: int
 ) -> None:
     with _house(tmp_path, clips=clips) as house:
@@ -176,6 +177,17 @@ def test_a_few_that_are_missing_or_one_that_is_there_need_no_word(
         house.verify("--fix")
         house.backup.once()
         assert house.shelf.all() == before
+
+
+def test_what_was_found_before_says_nothing_of_a_stretch_without_clips(tmp_path: Path) -> None:
+    """Ten are missing and the others are there, but the range that is asked for has none."""
+    with _house(tmp_path, clips=12) as house:
+        before = house.shelf.all()
+        for key in sorted(before)[:10]:
+            house.shelf.remove(key)
+        assert len(house.verify(code=1)["wrong"]) == 10
+        healed = house.verify("--since", "1s", "--fix")
+        assert all(one["planned_again"] for one in healed["wrong"])
 
 
 @pytest.mark.parametrize("kind", ["gcs-double", "fake-gcs-server", "directory"])

@@ -174,7 +174,7 @@ class _Body:
         if site.luck("body", 1.5):
             self._how = site.rng.choice(("cut", "stall", "early", "html", "empty", "wrong size"))
             site.happened[f"body: {self._how}"] += 1
-            self._cut_at = site.rng.randint(self.offset, whole)
+            self._cut_at = site.rng.randint(min(self.offset, whole), whole)
             if self._how in ("early", "html", "empty", "wrong size"):
                 site.bad_bodies[clip.camera.id, clip.id] += 1
             if self._how == "wrong size":
