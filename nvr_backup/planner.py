@@ -152,10 +152,11 @@ def believable(reach: Reach, *, rules: Rules, latest: datetime | None, now: date
     """The reach to go on from: times in the future were recorded under a wrong clock.
 
     What was listed under that clock is unknown, so the latest clip on record (`latest`, its start)
-    takes their place, or the beginning where there is none.
+    takes their place, or the beginning where there is none. Where the beginning itself is in the
+    future nothing was listed of the time that is the past now: it begins anew.
     """
     if reach.begin > now:
-        reach = replace(reach, begin=first_reach(rules, now).begin)
+        return first_reach(rules, now)
     known = reach.begin if latest is None else max(reach.begin, min(latest, now))
     return replace(
         reach,

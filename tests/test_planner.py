@@ -369,6 +369,10 @@ def test_times_in_the_future_are_replaced_by_the_latest_clip_on_record() -> None
     assert believable(reach_at(0), rules=RULES, latest=None, now=NOW) == reach_at(0)
     begun = believable(reach_at(5, begin=future), rules=RULES, latest=None, now=NOW)
     assert begun.begin == first_reach(RULES, NOW).begin
+    # A clock that went far back: nobody has listed what is the past now, whatever is on record.
+    back = reach_at(-1, begin=NOW + HOUR)
+    for latest in (None, NOW + HOUR, NOW - HOUR):
+        assert believable(back, rules=RULES, latest=latest, now=NOW) == first_reach(RULES, NOW)
 
 
 MOMENTS = st.integers(-3000, 3000).map(lambda minute: EPOCH + minute * MINUTE)
